@@ -1,0 +1,40 @@
+# Every target sets itself up: a virtual environment in .venv with the package and its extras.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/dev/null 2>&1 && echo single_gpu || echo cpu).yaml
+OUTPUT ?= outputs/demo
+ARGS ?=
+
+.PHONY: help train test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(INSTALLED) ## Train the masked autoencoder on embedded photographs (a few CPU minutes)
+	$(BIN)/accelerate launch --config_file $(ACCELERATE_CONFIG) scripts/train_masked_image_modeling.py \
+		--config configuration/training/demo.yaml --output_dir $(OUTPUT) --overwrite_output_dir $(ARGS)
+
+test: $(INSTALLED) ## Run the test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: $(INSTALLED) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and everything that was made
+	rm -rf .venv outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

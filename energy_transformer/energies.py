@@ -1,0 +1,264 @@
+"""The energies of an Energy Transformer and their gradients in closed form.
+
+Hoover et al. 2023, "Energy Transformer" (arXiv 2302.07253), sections 2.1 to 2.3; reference code
+`bhoov/energy-transformer-jax`, `architecture.py`.
+
+Shapes: B any leading axes, N tokens, D token width, H heads, Y head width (H·Y need not be D), M memories.
+Every module has `energy(g)`, the sum over all tokens and images; `token_energies(g)`, the same sum's share of each
+token; and `grad(g)`, which is dE/dg without automatic differentiation and is also what a call returns. The gradient
+is made of ordinary differentiable operations, so a loss behind the descent differentiates through it.
+
+Precision: norms, logsumexp, softmax and energies are computed in float32 when the weights or autocast are of half
+precision; matrix products stay in half precision.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .attention_backends import at_least_float32, eager_attention, eager_attention_weights, eager_logsumexp
+
+
+def _require_width(tokens: torch.Tensor, width: int) -> None:
+    if tokens.ndim < 2 or tokens.shape[-1] != width:
+        raise ValueError(f"tokens must have shape (..., N, {width}), got {tuple(tokens.shape)}")
+
+
+class EnergyLayerNorm(nn.Module):
+    r"""Layer normalisation with a scalar gain: the gradient of a Lagrangian (paper, equations 1 and 2).
+
+    $$g = \gamma \frac{x - \bar x}{\sqrt{\mathrm{var}(x) + \epsilon}} + \delta + \lambda x
+        = \nabla L(x), \qquad
+      L(x) = D \gamma \sqrt{\mathrm{var}(x) + \epsilon} + \delta \cdot x + \tfrac{\lambda}{2} |x|^2$$
+
+    Args:
+        dim: token width D.
+        eps: added to the variance.
+        regularization: λ, 0 in the paper; the reference's `RegularizedEnergyLayerNorm` has 1e-3.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, regularization: float = 0.0):
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.regularization = regularization
+        self.gamma = nn.Parameter(torch.ones(()))
+        self.delta = nn.Parameter(torch.zeros(dim))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}, regularization={self.regularization}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (..., D) to g (..., D), in float32 for half-precision input."""
+        x = at_least_float32(x)
+        normed = F.layer_norm(x, (self.dim,), eps=self.eps) * self.gamma.to(x.dtype) + self.delta.to(x.dtype)
+        return normed + self.regularization * x if self.regularization else normed
+
+    def lagrangian(self, x: torch.Tensor) -> torch.Tensor:
+        """L of each token: (..., D) to (...)."""
+        x = at_least_float32(x)
+        scale = torch.sqrt(x.var(-1, correction=0) + self.eps)
+        value = self.dim * self.gamma.to(x.dtype) * scale + x @ self.delta.to(x.dtype)
+        return value + 0.5 * self.regularization * x.square().sum(-1) if self.regularization else value
+
+    def token_energies(self, x: torch.Tensor) -> torch.Tensor:
+        """`g·x − L(x)` of each token: (..., D) to (...). Nearly zero for λ = 0: compare absolutely, in float64."""
+        x = at_least_float32(x)
+        return (self(x) * x).sum(-1) - self.lagrangian(x)
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum of [`token_energies`], a scalar."""
+        return self.token_energies(x).sum()
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` that computes and returns float32 for half-precision input or weights.
+
+    Its vector gain makes g the gradient of no single Lagrangian of the paper's form, so the energy is not
+    guaranteed to fall.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = at_least_float32(x)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class _Energy(nn.Module):
+    """`energy` and the call, given `token_energies` and `grad`."""
+
+    def energy(self, g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """Sum of `token_energies` over all tokens and images, a scalar."""
+        return self.token_energies(g, *args, **kwargs).sum()
+
+    def forward(self, g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """dE/dg, shape (..., N, D)."""
+        return self.grad(g, *args, **kwargs)
+
+
+class EnergyAttention(_Energy):
+    r"""Multi-head energy attention (paper, equation 3): no values and no output projection.
+
+    $$E = -\sum_h \frac{1}{\beta_h} \sum_C \log \sum_B \exp(\beta_h\, q_{hC} \cdot k_{hB}), \qquad
+      \frac{\partial E}{\partial g} = -\sum_h \left[(A k) W^q_h + (A^\top q) W^k_h\right]$$
+
+    with q = g Wqᵀ + bq, k = g Wkᵀ + bk, and A the softmax over each row of β q kᵀ.
+
+    Args:
+        embed_dim: token width D.
+        n_heads: H.
+        beta: inverse temperature, a number or a tensor of shape (H,) or (1,); 1/sqrt(Y) when None.
+        scale: standard deviation of the initial Wq and Wk.
+        head_dim: Y; D / H when None.
+        use_bias: biases bq, bk of shape (H, Y), initially zero.
+        learnable_beta: beta is a parameter of shape (H,), as in the seed; otherwise a constant, as in the paper.
+        attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
+
+    Raises:
+        ValueError: when `head_dim` is None and H does not divide D.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        n_heads: int,
+        beta: float | torch.Tensor | None = None,
+        scale: float = 0.002,
+        *,
+        head_dim: int | None = None,
+        use_bias: bool = False,
+        learnable_beta: bool = True,
+        attend_to_self: bool = True,
+    ):
+        super().__init__()
+        if head_dim is None and embed_dim % n_heads:
+            raise ValueError(f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim}, n_heads={n_heads}")
+        self.embed_dim = embed_dim
+        self.n_heads = n_heads
+        self.head_dim = embed_dim // n_heads if head_dim is None else head_dim
+        self.attend_to_self = attend_to_self
+        self.Wq = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
+        self.Wk = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
+        self.bq = nn.Parameter(torch.zeros(n_heads, self.head_dim)) if use_bias else None
+        self.bk = nn.Parameter(torch.zeros(n_heads, self.head_dim)) if use_bias else None
+        beta = 1 / math.sqrt(self.head_dim) if beta is None else beta
+        if learnable_beta:
+            beta = nn.Parameter(beta if isinstance(beta, torch.Tensor) else torch.full((n_heads,), float(beta)))
+        self.beta = beta
+
+    def extra_repr(self) -> str:
+        return f"{self.embed_dim}, n_heads={self.n_heads}, head_dim={self.head_dim}"
+
+    def _project(self, g, weight, bias):
+        projected = F.linear(g.to(weight.dtype), weight.flatten(0, 1), None if bias is None else bias.flatten())
+        return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2)
+
+    def _query_key_mask(self, g, mask):
+        _require_width(g, self.embed_dim)
+        if not self.attend_to_self:
+            others = ~torch.eye(g.shape[-2], dtype=torch.bool, device=g.device)
+            mask = others if mask is None else mask & others
+        return self._project(g, self.Wq, self.bq), self._project(g, self.Wk, self.bk), self.beta, mask
+
+    def token_energies(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Energy of each token as a query, summed over the heads.
+
+        Args:
+            g (`torch.Tensor` of shape `(..., N, D)`): normalised tokens.
+            mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
+                True where the token of the row may attend to the token of the column. A row without any True
+                contributes nothing. Padding needs both the rows and the columns of the padded tokens False.
+
+        Returns:
+            `torch.Tensor` of shape `(..., N)`, float32 or float64.
+        """
+        rows = eager_logsumexp(*self._query_key_mask(g, mask))
+        beta = self.beta.to(rows.dtype)[:, None] if isinstance(self.beta, torch.Tensor) else self.beta
+        return -(rows / beta).sum(-2)
+
+    def attention_weights(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """A, shape (..., H, N, N), rows for queries."""
+        return eager_attention_weights(*self._query_key_mask(g, mask))
+
+    def grad(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """dE/dg in closed form, shape (..., N, D). Arguments as for [`token_energies`]."""
+        by_keys, by_queries = eager_attention(*self._query_key_mask(g, mask))
+        by_keys = by_keys.transpose(-3, -2).flatten(-2)
+        by_queries = by_queries.transpose(-3, -2).flatten(-2)
+        return -(by_keys @ self.Wq.flatten(0, 1) + by_queries @ self.Wk.flatten(0, 1))
+
+
+class BaseModernHopfield(_Energy):
+    r"""Modern Hopfield network with a ReLU (paper, equation 5): the memories are the columns of W.
+
+    $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
+      \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$
+
+    Args:
+        in_dim: token width D.
+        hidden_dim: number of memories M.
+        use_bias: a bias b of shape (M,), initially zero.
+        beta: initial inverse temperature; 1 when None.
+        scale: standard deviation of the initial memories.
+        learnable_beta: beta is a parameter, as in the seed; otherwise a constant.
+    """
+
+    beta_shape: tuple[int, ...] = (1,)
+    default_beta: float = 1.0
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        use_bias: bool = False,
+        beta: float | torch.Tensor | None = None,
+        scale: float = 0.002,
+        *,
+        learnable_beta: bool = True,
+    ):
+        super().__init__()
+        self.in_dim = in_dim
+        self.hidden_dim = hidden_dim
+        beta = self.default_beta if beta is None else beta
+        if learnable_beta:
+            beta = nn.Parameter(beta if isinstance(beta, torch.Tensor) else torch.full(self.beta_shape, float(beta)))
+        self.beta = beta
+        self.W = nn.Parameter(torch.randn(in_dim, hidden_dim) * scale)
+        self.bias = nn.Parameter(torch.zeros(hidden_dim)) if use_bias else None
+
+    def extra_repr(self) -> str:
+        return f"{self.in_dim}, {self.hidden_dim}"
+
+    def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
+        _require_width(g, self.in_dim)
+        overlaps = self.beta * (g.to(self.W.dtype) @ self.W)
+        return overlaps if self.bias is None else overlaps + self.bias
+
+    def token_energies(self, g: torch.Tensor) -> torch.Tensor:
+        """Energy of each token: g (..., N, D) to (..., N), float32 or float64."""
+        return -0.5 * at_least_float32(self._overlaps(g)).relu().square().sum(-1)
+
+    def grad(self, g: torch.Tensor) -> torch.Tensor:
+        """dE/dg in closed form, shape (..., N, D)."""
+        return -self.beta * (self._overlaps(g).relu() @ self.W.T)
+
+
+class SoftmaxModernHopfield(BaseModernHopfield):
+    r"""Modern Hopfield network with a softmax over the memories (paper, section 2.2).
+
+    $$E = -\frac1\beta \sum_{\text{tokens}} \log \sum_m \exp(h_m), \qquad h = \beta\, g W + b, \qquad
+      \frac{\partial E}{\partial g} = -\mathrm{softmax}(h)\, W^\top$$
+
+    Arguments as for [`BaseModernHopfield`]; beta starts at 0.01, as in the references.
+    """
+
+    beta_shape = ()
+    default_beta = 0.01
+
+    def token_energies(self, g: torch.Tensor) -> torch.Tensor:
+        rows = at_least_float32(self._overlaps(g)).logsumexp(-1)
+        return -rows / (self.beta.to(rows.dtype) if isinstance(self.beta, torch.Tensor) else self.beta)
+
+    def grad(self, g: torch.Tensor) -> torch.Tensor:
+        return -at_least_float32(self._overlaps(g)).softmax(-1).to(self.W.dtype) @ self.W.T

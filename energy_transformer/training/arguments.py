@@ -1,0 +1,144 @@
+"""The options of the training scripts: one dataclass, filled from a YAML file and then from the command line."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from ..errors import UserError
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class MaskedImageModelingArguments:
+    """Options of `scripts/train_masked_image_modeling.py`; names are those of transformers' `run_mim_no_trainer.py`.
+
+    Raises:
+        UserError: when an option's value is not allowed.
+    """
+
+    output_dir: str = _option("outputs/masked_image_modeling", "Folder for the model, the pictures and the results.")
+    overwrite_output_dir: bool = _option(False, "Delete what an earlier run left in output_dir.")
+    seed: int = _option(0, "Seed of the weights, the order of the data and the masks.")
+
+    dataset_name: str = _option("demo", "'demo' (embedded photographs), a dataset of the Hub, or a local folder.")
+    dataset_config_name: str | None = _option(None, "Configuration of the dataset.")
+    image_column_name: str | None = _option(None, "Column with the images; found by its type when not given.")
+    train_dir: str | None = _option(None, "Local folder of images or parquet files to train on.")
+    validation_dir: str | None = _option(None, "Local folder of images or parquet files to evaluate on.")
+    train_val_split: float = _option(0.15, "Share of the training images held out where no other split exists.")
+    max_train_samples: int | None = _option(None, "Use only so many training images.")
+    max_eval_samples: int | None = _option(None, "Use only so many images for evaluation.")
+    dataloader_num_workers: int = _option(0, "Processes that decode images which do not fit into memory.")
+
+    model_name_or_path: str | None = _option(None, "Checkpoint to start from; a new model when not given.")
+    config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
+    image_size: int | None = _option(None, "Shorthand for config_overrides image_size=N.")
+    patch_size: int | None = _option(None, "Shorthand for config_overrides patch_size=N.")
+
+    mask_ratio: float | None = _option(None, "Share of the patches in the loss; that of the model when not given.")
+    mask_replace_probability: float | None = _option(None, "Share of those that is replaced by the mask token.")
+    mask_patch_size: int | None = _option(None, "Side of the squares hidden as a whole, in pixels; one patch if None.")
+
+    per_device_train_batch_size: int = _option(32, "Images for each process and step.")
+    per_device_eval_batch_size: int = _option(128, "Images for each process and step in evaluation.")
+    gradient_accumulation_steps: int = _option(1, "Batches for each optimizer step.")
+    num_train_epochs: float = _option(10.0, "Passes over the training images, unless max_train_steps is given.")
+    max_train_steps: int | None = _option(None, "Optimizer steps; overrides num_train_epochs.")
+    learning_rate: float = _option(5e-4, "Peak learning rate of AdamW.")
+    min_learning_rate: float = _option(0.0, "Where the cosine ends.")
+    num_warmup_steps: int = _option(0, "Steps of linear warm-up.")
+    warmup_ratio: float = _option(0.0, "The same as a share of all steps; used when num_warmup_steps is 0.")
+    weight_decay: float = _option(0.05, "Of weight matrices; biases, norms, betas, tokens and positions have none.")
+    adam_beta1: float = _option(0.9, "First beta of AdamW.")
+    adam_beta2: float = _option(0.99, "Second beta of AdamW.")
+    max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
+    horizontal_flip: bool = _option(True, "Flip half of the training images.")
+
+    checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
+    checkpoints_total_limit: int | None = _option(None, "Keep only so many of the newest saved states.")
+    resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
+    num_visual_samples: int = _option(8, "Held-out images in the pictures.")
+
+    def __post_init__(self):
+        for name in ("mask_ratio", "train_val_split"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise UserError(f"{name} must lie between 0 and 1, both excluded, got {value}")
+        at_least_one = [
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "max_train_steps",
+            "checkpoints_total_limit",
+            "num_visual_samples",
+        ]
+        for name in at_least_one:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        for name in ("learning_rate", "num_train_epochs", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be greater than 0, got {getattr(self, name)}")
+        for name in ("min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.checkpointing_steps not in (None, "epoch") and not (
+            self.checkpointing_steps.isdigit() and int(self.checkpointing_steps)
+        ):
+            raise UserError(f"checkpointing_steps must be 'epoch' or a number above 0, got {self.checkpointing_steps!r}")
+
+
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help lists every option)\n")
+
+
+def _as_command_line(path: Path, known: set[str]) -> list[str]:
+    """The options of a YAML file as they would stand on the command line, which also converts their types."""
+    try:
+        options = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"--config {path} must hold options as 'name: value'")
+    unknown = sorted(str(name) for name in options if name not in known)
+    if unknown:
+        raise UserError(f"unknown option in {path}: {', '.join(unknown)} (--help lists every option)")
+    words = []
+    for name, value in options.items():
+        if isinstance(value, dict):
+            value = ",".join(f"{key}={entry}" for key, entry in value.items())
+        if value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def parse_arguments(
+    argv: Sequence[str], default_config: Path, description: str | None = None
+) -> MaskedImageModelingArguments:
+    """The options of a YAML file (`--config`, or `default_config`), overridden by the other words of `argv`.
+
+    Raises:
+        UserError: for an unreadable file, an unknown key in it, or a value that is not allowed.
+        SystemExit: with code 2 and one line for an unknown option or a value of the wrong type.
+    """
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", type=Path, default=default_config)
+    namespace, words = config_parser.parse_known_args(argv)
+    parser = _OneLineParser(MaskedImageModelingArguments, description=description, allow_abbrev=False)
+    parser.add_argument("--config", help=f"YAML file with options, default: {default_config}")
+    known = {option.name for option in fields(MaskedImageModelingArguments)}
+    values = vars(parser.parse_args([*_as_command_line(namespace.config, known), *words]))
+    values.pop("config")
+    return MaskedImageModelingArguments(**values)

@@ -1,0 +1,97 @@
+"""The folder of a run: what is in it, saved states and going on from one."""
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..errors import UserError
+from .arguments import MaskedImageModelingArguments
+
+_PROGRESS = "progress.json"
+_RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "all_results.json", "samples", "*.py")
+
+
+def saved_states(output_dir: Path) -> list[Path]:
+    """The complete `checkpoint-STEP` folders, oldest first."""
+    states = [path.parent for path in output_dir.glob(f"checkpoint-*/{_PROGRESS}") if _step(path.parent) is not None]
+    return sorted(states, key=lambda path: _step(path) or 0)
+
+
+def _step(folder: Path) -> int | None:
+    suffix = folder.name.removeprefix("checkpoint-")
+    return int(suffix) if suffix.isdigit() else None
+
+
+def prepare_output_dir(args: MaskedImageModelingArguments) -> None:
+    """Make the folder of the run, and see that no other run is lost in it.
+
+    Raises:
+        UserError: when it is a file, or not empty while the run is neither resumed nor told to overwrite.
+    """
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir {folder} is a file, not a folder")
+    if folder.exists() and any(folder.iterdir()) and not args.resume_from_checkpoint:
+        if not args.overwrite_output_dir:
+            raise UserError(
+                f"output_dir {folder} already holds files of another run: choose another folder, "
+                "or pass --overwrite_output_dir or --resume_from_checkpoint latest"
+            )
+        _delete_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _delete_run(folder: Path) -> None:
+    for pattern in (*_RUN_FILES, "checkpoint-*", ".saving-*"):
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def find_state(args: MaskedImageModelingArguments) -> Path | None:
+    """The saved state to go on from, None for a new run.
+
+    Raises:
+        UserError: when there is no such state.
+    """
+    if not args.resume_from_checkpoint:
+        return None
+    if args.resume_from_checkpoint != "latest":
+        folder = Path(args.resume_from_checkpoint)
+        if not (folder / _PROGRESS).is_file():
+            raise UserError(f"resume_from_checkpoint: {folder} is not a saved state (a folder checkpoint-STEP)")
+        return folder
+    states = saved_states(Path(args.output_dir))
+    if not states:
+        raise UserError(f"resume_from_checkpoint: there is no saved state in {args.output_dir}")
+    return states[-1]
+
+
+def save_state(accelerator: Accelerator, args: MaskedImageModelingArguments, step: int) -> None:
+    """Write `checkpoint-STEP` under a temporary name and move it into place; then delete the oldest beyond the limit."""
+    folder = Path(args.output_dir)
+    temporary, final = folder / f".saving-{step}", folder / f"checkpoint-{step}"
+    if accelerator.is_main_process and temporary.exists():
+        shutil.rmtree(temporary)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / _PROGRESS).write_text(json.dumps({"step": step}))
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        if args.checkpoints_total_limit:
+            for old in saved_states(folder)[: -args.checkpoints_total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_state(accelerator: Accelerator, state: Path) -> int:
+    """Restore a saved state; returns the optimizer steps it had done."""
+    accelerator.load_state(str(state))
+    return json.loads((state / _PROGRESS).read_text())["step"]

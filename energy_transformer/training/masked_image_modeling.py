@@ -1,0 +1,282 @@
+"""Masked-image training from options to a finished output folder.
+
+Images stay uint8 until they are on the device; flips, masks and normalisation happen there, for a whole batch.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed, tqdm
+from torch.utils.data import DataLoader
+
+from ..configuration_energy_transformer import EnergyTransformerConfig
+from ..data import ImageTensors, build_image_processor, load_image_datasets, normalize
+from ..errors import UserError
+from ..masking import noise_units, scatter_masks
+from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from .arguments import MaskedImageModelingArguments
+from .checkpoints import find_state, load_state, prepare_output_dir, save_state
+from .evaluation import evaluate, save_pictures
+from .optimization import build_optimizer, build_schedule
+
+
+def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
+    """The model's configuration: that of `model_name_or_path` or the default one, with the overrides.
+
+    Raises:
+        UserError: for an unknown field or an impossible combination.
+    """
+    try:
+        if args.model_name_or_path:
+            config = EnergyTransformerConfig.from_pretrained(args.model_name_or_path)
+        else:
+            config = EnergyTransformerConfig()
+    except (OSError, ValueError) as error:
+        raise UserError(f"model_name_or_path {args.model_name_or_path}: {str(error).splitlines()[0]}") from error
+    overrides = _parse_overrides(args.config_overrides, config)
+    for name in ("image_size", "patch_size", "mask_ratio", "mask_replace_probability"):
+        if getattr(args, name) is not None:
+            overrides[name] = getattr(args, name)
+    fields = {**config.to_dict(), **overrides}
+    for computed in ("model_type", "transformers_version", "auto_map", "architectures", "dtype"):
+        fields.pop(computed, None)
+    try:
+        config = EnergyTransformerConfig(**fields)
+    except Exception as error:  # the validator of strict dataclasses has its own exceptions
+        raise UserError(f"model configuration: {str(error.__cause__ or error).splitlines()[-1].strip()}") from error
+    if config.norm_pix_loss:
+        raise UserError("norm_pix_loss=True is not supported by this script: its errors and pictures are of pixels")
+    return config
+
+
+def _parse_overrides(text: str | None, config: EnergyTransformerConfig) -> dict:
+    overrides = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, separator, value = pair.partition("=")
+        if not separator or name not in config.to_dict():
+            raise UserError(f"config_overrides: {pair!r} is not 'field=value' with a field of EnergyTransformerConfig")
+        try:
+            overrides[name] = json.loads(value.lower())
+        except json.JSONDecodeError:
+            overrides[name] = value
+    return overrides
+
+
+def build_model(args: MaskedImageModelingArguments, config: EnergyTransformerConfig):
+    """A new model, or the weights of `model_name_or_path` under `config`."""
+    if not args.model_name_or_path:
+        return EnergyTransformerForMaskedImageModeling(config)
+    try:
+        return EnergyTransformerForMaskedImageModeling.from_pretrained(args.model_name_or_path, config=config)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"model_name_or_path {args.model_name_or_path}: {str(error).splitlines()[0]}") from error
+
+
+def build_loaders(args: MaskedImageModelingArguments, config: EnergyTransformerConfig, processor):
+    """Loaders of the training and the held-out images; batches are {"image": uint8 (B, C, H, W), "index": (B,)}."""
+    splits, column = load_image_datasets(
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        image_column_name=args.image_column_name,
+        train_dir=args.train_dir,
+        validation_dir=args.validation_dir,
+        train_val_split=args.train_val_split,
+        max_train_samples=args.max_train_samples,
+        max_eval_samples=args.max_eval_samples,
+        seed=args.seed,
+    )
+    loaders = []
+    for name, batch_size in (
+        ("train", args.per_device_train_batch_size),
+        ("validation", args.per_device_eval_batch_size),
+    ):
+        images = ImageTensors(splits[name], column, processor)
+        training = name == "train"
+        if training and len(images) < batch_size:
+            raise UserError(
+                f"per_device_train_batch_size is {batch_size}, but there are only {len(images)} training images"
+            )
+        loaders.append(
+            DataLoader(
+                images,
+                batch_size=batch_size,
+                shuffle=training,
+                drop_last=training,
+                num_workers=0 if images.in_memory else args.dataloader_num_workers,
+                collate_fn=images.collate,
+            )
+        )
+    return loaders
+
+
+def batch_generator(seed: int, batch: int, process: int, device: torch.device) -> torch.Generator:
+    """The randomness of one batch on one process: a function of these numbers alone, so that a run can be resumed."""
+    state = np.random.SeedSequence((seed, batch, process)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def flip_half(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror each image (B, C, H, W) with probability one half."""
+    chosen = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+class Training:
+    """One run. [`run`] trains, evaluates and writes the output folder."""
+
+    def __init__(self, args: MaskedImageModelingArguments):
+        self.args = args
+        config = build_config(args)
+        self.units = self._mask_units(config)
+        state = find_state(args)
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        )
+        with self.accelerator.main_process_first():
+            if self.accelerator.is_main_process:
+                prepare_output_dir(args)
+        set_seed(args.seed)
+        self.processor = build_image_processor(config.image_height_width, config.num_channels)
+        with self.accelerator.main_process_first():
+            train_loader, eval_loader = build_loaders(args, config, self.processor)
+        model = build_model(args, config)
+        optimizer = build_optimizer(model, args)
+        self.model, self.optimizer, self.train_loader, self.eval_loader = self.accelerator.prepare(
+            model, optimizer, train_loader, eval_loader
+        )
+        self.config = config
+        self.steps_per_epoch = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps)
+        self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        self.schedule = build_schedule(self.optimizer, args, self.total_steps)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.step = load_state(self.accelerator, state) if state else 0
+        self.last_loss = float("nan")
+
+    def _mask_units(self, config: EnergyTransformerConfig) -> int:
+        try:
+            return noise_units(config.grid_size, config.patch_height_width, self.args.mask_patch_size)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def run(self) -> dict:
+        """Train, evaluate, save. Returns what stands in `all_results.json`."""
+        seconds = self._train()
+        results = {
+            **evaluate(self.accelerator, self.model, self.eval_loader, self.processor, self.units, self.args.seed),
+            "train_loss": self.last_loss,
+            "train_steps": self.step,
+            "train_seconds": seconds,
+            "train_samples_per_second": self._images_per_step * self.step / max(seconds, 1e-9),
+        }
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._save(results)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return results
+
+    @property
+    def _images_per_step(self) -> int:
+        args = self.args
+        return (
+            args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
+        )
+
+    def _train(self) -> float:
+        started, first_step = time.perf_counter(), self.step
+        progress = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
+        self.model.train()
+        while self.step < self.total_steps:
+            for loss in self._epoch():
+                progress.update()
+                if self.step % 20 == 0 or self.step == self.total_steps:
+                    self._report(progress, loss, (self.step - first_step) / (time.perf_counter() - started))
+                self._save_state_if_due()
+                if self.step == self.total_steps:
+                    break
+        progress.close()
+        return time.perf_counter() - started
+
+    def _epoch(self):
+        """Yields the loss of each optimizer step, from where the run stands to the end of the epoch."""
+        epoch, step_in_epoch = divmod(self.step, self.steps_per_epoch)
+        loader = self.train_loader
+        self.train_loader.set_epoch(epoch)
+        first_batch = step_in_epoch * self.args.gradient_accumulation_steps
+        if first_batch:
+            loader = self.accelerator.skip_first_batches(self.train_loader, first_batch)
+            loader.set_epoch(epoch)
+        for number, batch in enumerate(loader, start=epoch * len(self.train_loader) + first_batch):
+            loss = self._train_on(batch["image"], number)
+            if self.accelerator.sync_gradients:
+                self.step += 1
+                yield loss
+
+    def _train_on(self, images: torch.Tensor, number: int) -> torch.Tensor:
+        args, config = self.args, self.config
+        device = self.accelerator.device
+        generator = batch_generator(args.seed, number, self.accelerator.process_index, device)
+        if args.horizontal_flip:
+            images = flip_half(images, generator)
+        noise = torch.rand(len(images), self.units, generator=generator, device=device)
+        masked, corrupted = scatter_masks(noise, config.grid_size, config.mask_ratio, config.mask_replace_probability)
+        with self.accelerator.accumulate(self.model):
+            pixel_values = normalize(images, self.processor)
+            loss = self.model(pixel_values, bool_masked_pos=masked, bool_corrupted_pos=corrupted).loss
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+            self.optimizer.step()
+            if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
+                self.schedule.step()
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _report(self, progress, loss: torch.Tensor, steps_per_second: float) -> None:
+        self.last_loss = self.accelerator.reduce(loss, "mean").item()
+        if not math.isfinite(self.last_loss):
+            raise UserError(
+                f"the loss is {self.last_loss} at step {self.step}: "
+                "try a smaller learning_rate, a smaller max_grad_norm or mixed_precision no"
+            )
+        progress.set_postfix(
+            {"loss": f"{self.last_loss:.4f}", "images/s": f"{steps_per_second * self._images_per_step:.0f}"}
+        )
+
+    def _save_state_if_due(self) -> None:
+        every = self.args.checkpointing_steps
+        interval = self.steps_per_epoch if every == "epoch" else int(every or 0)
+        if interval and self.step % interval == 0:
+            save_state(self.accelerator, self.args, self.step)
+
+    def _save(self, results: dict) -> None:
+        folder = Path(self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        images = self.eval_loader.dataset
+        save_pictures(model, images, self.processor, self.units, self.args, folder / "samples")
+        record = {
+            **results,
+            "num_parameters": model.num_parameters(),
+            "num_processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            "arguments": asdict(self.args),
+        }
+        temporary = folder / ".all_results.json"
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(temporary, folder / "all_results.json")
