@@ -147,7 +147,9 @@ class EnergyTransformerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         sizes = (*self.image_height_width, *self.patch_height_width)
         if min(sizes) <= 0 or any(image % patch for image, patch in zip(sizes[:2], sizes[2:], strict=True)):
-            raise ValueError(f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}")
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, both excluded, got {self.mask_ratio}")
         if not 0 <= self.mask_replace_probability <= 1:

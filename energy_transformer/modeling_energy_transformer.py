@@ -5,6 +5,7 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -202,7 +203,7 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
+    _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,7 +12,9 @@ def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     batch, channels, height, width = images.shape
     patch_height, patch_width = patch_size
     if height % patch_height or width % patch_width:
-        raise ValueError(f"images of {height}x{width} pixels cannot be cut into patches of {patch_height}x{patch_width}")
+        raise ValueError(
+            f"images of {height}x{width} pixels cannot be cut into patches of {patch_height}x{patch_width}"
+        )
     rows, columns = height // patch_height, width // patch_width
     split = images.reshape(batch, channels, rows, patch_height, columns, patch_width)
     return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)

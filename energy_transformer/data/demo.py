@@ -52,7 +52,7 @@ def crop_boxes(height: int, width: int, split: str, scale: int) -> list[tuple[in
 
 def _crops(photograph: np.ndarray, split: str, scale: int) -> Iterator[np.ndarray]:
     image = Image.fromarray(photograph)
-    for box in crop_boxes(*photograph.shape[:2], split, scale):
+    for box in crop_boxes(image.height, image.width, split, scale):
         crop = np.asarray(image.crop(box).resize((CROP, CROP), Image.Resampling.BOX))
         if crop.std() >= MIN_STANDARD_DEVIATION:  # leaves out the retina's black border and the empty sky
             yield crop
@@ -79,9 +79,7 @@ def _build_split(split: str) -> datasets.Dataset:
             images.extend(crops[index] for index in chosen)
             labels.extend([label] * len(chosen))
     order = generator.permutation(len(images))
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(PHOTOGRAPHS))}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(PHOTOGRAPHS))})
     rows = {"image": [Image.fromarray(images[i]) for i in order], "label": [labels[i] for i in order]}
     return datasets.Dataset.from_dict(rows, features=features)
 
@@ -97,9 +95,7 @@ def load_demo_dataset(cache_dir: str | Path | None = None) -> datasets.DatasetDi
     try:
         import skimage
     except ImportError as error:
-        raise ImportError(
-            "the demo dataset needs scikit-image: pip install 'energy-transformer[train]'"
-        ) from error
+        raise ImportError("the demo dataset needs scikit-image: pip install 'energy-transformer[train]'") from error
     recipe = repr((CROP, SCALES, TEST_BAND, MAX_CROPS, MIN_STANDARD_DEVIATION, PHOTOGRAPHS, skimage.__version__))
     version = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "energy_transformer_demo" / version

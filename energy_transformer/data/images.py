@@ -32,7 +32,9 @@ def build_image_processor(image_size: tuple[int, int], num_channels: int = 3) ->
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
     """uint8 images (B, C, H, W) to float32 as the processor rescales and normalises them, on their device."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(v, device=images.device)[:, None, None] for v in (processor.image_mean, processor.image_std)
+    )
     return (images.float() * processor.rescale_factor - mean) / std
 
 
@@ -79,9 +81,7 @@ class ImageTensors(Dataset):
         UserError: for a broken image, which it names.
     """
 
-    def __init__(
-        self, split: datasets.Dataset, image_column: str, processor: PilBackend, in_memory_bytes: int = 2**30
-    ):
+    def __init__(self, split: datasets.Dataset, image_column: str, processor: PilBackend, in_memory_bytes: int = 2**30):
         self.split = split.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
         self.image_column = image_column
         self.processor = processor

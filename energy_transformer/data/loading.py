@@ -93,7 +93,9 @@ def _load_from_hub(name: str, config_name: str | None) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(name, config_name)
     except DatasetNotFoundError as error:
-        raise UserError(f"dataset_name: there is no dataset {name!r}, neither on the Hub nor as a local path") from error
+        raise UserError(
+            f"dataset_name: there is no dataset {name!r}, neither on the Hub nor as a local path"
+        ) from error
     except ValueError as error:
         raise UserError(f"dataset_name {name!r}: {str(error).splitlines()[0]}") from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:

@@ -94,7 +94,9 @@ class MaskedImageModelingArguments:
         if self.checkpointing_steps not in (None, "epoch") and not (
             self.checkpointing_steps.isdigit() and int(self.checkpointing_steps)
         ):
-            raise UserError(f"checkpointing_steps must be 'epoch' or a number above 0, got {self.checkpointing_steps!r}")
+            raise UserError(
+                f"checkpointing_steps must be 'epoch' or a number above 0, got {self.checkpointing_steps!r}"
+            )
 
 
 class _OneLineParser(HfArgumentParser):

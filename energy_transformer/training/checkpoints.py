@@ -72,7 +72,7 @@ def find_state(args: MaskedImageModelingArguments) -> Path | None:
 
 
 def save_state(accelerator: Accelerator, args: MaskedImageModelingArguments, step: int) -> None:
-    """Write `checkpoint-STEP` under a temporary name and move it into place; then delete the oldest beyond the limit."""
+    """Write `checkpoint-STEP` under a temporary name and move it into place; then delete the oldest ones."""
     folder = Path(args.output_dir)
     temporary, final = folder / f".saving-{step}", folder / f"checkpoint-{step}"
     if accelerator.is_main_process and temporary.exists():

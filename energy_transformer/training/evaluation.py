@@ -30,9 +30,7 @@ def to_unit_range(pixel_values: torch.Tensor, processor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model, loader: DataLoader, processor, units: int, seed: int
-) -> dict[str, float]:
+def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, units: int, seed: int) -> dict[str, float]:
     """Mean squared error over the pixels of masked patches, in units of [0, 1], of the model and two baselines."""
     model.eval()
     config = accelerator.unwrap_model(model).config
@@ -41,7 +39,9 @@ def evaluate(
     errors = []
     for batch in loader:
         pixel_values = normalize(batch["image"], processor)
-        mask, _ = scatter_masks(noise[batch["index"].cpu()].to(pixel_values.device), config.grid_size, config.mask_ratio)
+        mask, _ = scatter_masks(
+            noise[batch["index"].cpu()].to(pixel_values.device), config.grid_size, config.mask_ratio
+        )
         reconstruction = to_unit_range(model(pixel_values, bool_masked_pos=mask).reconstruction, processor)
         images = to_unit_range(pixel_values, processor)
         predictions = (

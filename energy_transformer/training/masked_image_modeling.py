@@ -189,9 +189,7 @@ class Training:
     @property
     def _images_per_step(self) -> int:
         args = self.args
-        return (
-            args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
-        )
+        return args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
 
     def _train(self) -> float:
         started, first_step = time.perf_counter(), self.step
