@@ -152,7 +152,8 @@ class EnergyAttention(_Energy):
 
     def _project(self, g, weight, bias):
         projected = F.linear(g.to(weight.dtype), weight.flatten(0, 1), None if bias is None else bias.flatten())
-        return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2)
+        # contiguous, because each of the four products with it would make a copy of its own
+        return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2).contiguous()
 
     def _query_key_mask(self, g, mask):
         _require_width(g, self.embed_dim)

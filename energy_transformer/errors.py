@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake of the user. The scripts print its message on one line and exit with code 2."""
+    """A mistake of the user; its message is one line. The scripts print it and exit with code 2."""

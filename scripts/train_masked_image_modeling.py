@@ -1,24 +1,19 @@
 """Train a masked-image Energy Transformer: accelerate launch scripts/train_masked_image_modeling.py [--option value]"""
 
-import sys
 from pathlib import Path
 
-from energy_transformer.errors import UserError
+from energy_transformer.command_line import run_script
 from energy_transformer.training.arguments import parse_arguments
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo.yaml"
 
 
-def main() -> int:
-    try:
-        args = parse_arguments(sys.argv[1:], DEFAULT_CONFIG, __doc__)
-        from energy_transformer.training.masked_image_modeling import Training
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__)
+    from energy_transformer.training.masked_image_modeling import Training
 
-        training = Training(args)
-        results = training.run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    training = Training(args)
+    results = training.run()
     if training.accelerator.is_main_process:
         print(f"model:    {args.output_dir}")
         print(f"pictures: {Path(args.output_dir) / 'samples'}")
@@ -27,8 +22,7 @@ def main() -> int:
         print(f"  mean colour        {results['eval_mean_color_mse']:.5f}")
         print(f"  neighbour average  {results['eval_neighbor_average_mse']:.5f}")
         print(f"  model / mean colour: {results['eval_ratio_to_mean_color']:.3f}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from ..command_line import OneLineErrors
 from ..errors import UserError
 
 
@@ -99,9 +100,8 @@ class MaskedImageModelingArguments:
             )
 
 
-class _OneLineParser(HfArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"error: {message} (--help lists every option)\n")
+class _OptionParser(OneLineErrors, HfArgumentParser):
+    """One option for each field of a dataclass, with errors on one line."""
 
 
 def _as_command_line(path: Path, known: set[str]) -> list[str]:
@@ -138,7 +138,7 @@ def parse_arguments(
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, default=default_config)
     namespace, words = config_parser.parse_known_args(argv)
-    parser = _OneLineParser(MaskedImageModelingArguments, description=description, allow_abbrev=False)
+    parser = _OptionParser(MaskedImageModelingArguments, description=description, allow_abbrev=False)
     parser.add_argument("--config", help=f"YAML file with options, default: {default_config}")
     known = {option.name for option in fields(MaskedImageModelingArguments)}
     values = vars(parser.parse_args([*_as_command_line(namespace.config, known), *words]))
