@@ -118,7 +118,8 @@ class EnergyTransformerEmbeddings(nn.Module):
         resized = resized.to(patches.dtype).flatten(2).transpose(1, 2)
         return torch.cat([self.position_embeddings[:, :kept], resized], dim=1)
 
-    def _check_pixels(self, pixel_values: torch.Tensor, interpolate: bool) -> None:
+    def check_pixel_values(self, pixel_values: torch.Tensor, interpolate: bool) -> None:
+        """Raises ValueError unless `pixel_values` are (B, C, H, W) of a size that can be cut into patches."""
         channels, size = self.config.num_channels, self.config.image_height_width
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")
@@ -142,7 +143,7 @@ class EnergyTransformerEmbeddings(nn.Module):
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
         """`pixel_values` (B, C, H, W) to tokens (B, N, D); `corrupted` (B, P) become the mask token."""
-        self._check_pixels(pixel_values, interpolate_pos_encoding)
+        self.check_pixel_values(pixel_values, interpolate_pos_encoding)
         grid = self.grid_of(*pixel_values.shape[2:])
         patches = patchify(pixel_values, self.config.patch_height_width)
         dtype = self.position_embeddings.dtype
@@ -447,6 +448,8 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         [1, 3, 32, 32]
         ```
         """
+        embeddings = self.energy_transformer.embeddings
+        embeddings.check_pixel_values(pixel_values, interpolate_pos_encoding)
         if bool_masked_pos is None:
             if bool_corrupted_pos is not None:
                 raise ValueError("bool_corrupted_pos needs bool_masked_pos: the patches in the loss")
@@ -466,7 +469,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             num_steps=num_steps,
             return_dict=True,
         )
-        grid = self.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
+        grid = embeddings.grid_of(*pixel_values.shape[2:])
         reconstruction = self.decode(outputs.last_hidden_state, grid)
         return EnergyTransformerMaskedImageModelingOutput(
             loss=self._loss(pixel_values, reconstruction, bool_masked_pos),

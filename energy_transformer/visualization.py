@@ -1,7 +1,4 @@
-"""Pictures of masks, reconstructions and descents.
-
-Images are float (B, C, H, W) in [0, 1], clipped for display; masks (B, N) are True for the hidden patches.
-"""
+"""Pictures of reconstructions and descents; pixels are clipped to [0, 1] for display."""
 
 from pathlib import Path
 
@@ -9,14 +6,16 @@ import torch
 from matplotlib.figure import Figure
 
 from .patches import patch_mask_to_pixels
+from .reconstruction import Reconstruction
 
 _PANEL = 1.15  # inches
 _MAX_FRAMES = 9
+_GREY = 0.5  # of a hidden patch
 
 
-def _hidden_pixels(images: torch.Tensor, mask: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-    grid = (images.shape[2] // patch_size[0], images.shape[3] // patch_size[1])
-    return patch_mask_to_pixels(mask, patch_size, grid)
+def _hidden_pixels(result: Reconstruction, patch_size: tuple[int, int]) -> torch.Tensor:
+    height, width = result.images.shape[-2:]
+    return patch_mask_to_pixels(result.mask, patch_size, (height // patch_size[0], width // patch_size[1]))
 
 
 def _panels(rows: list[list[torch.Tensor]], titles: list[str], captions: list[list[str]] | None = None) -> Figure:
@@ -38,44 +37,34 @@ def _panels(rows: list[list[torch.Tensor]], titles: list[str], captions: list[li
     return figure
 
 
+def _filled_in(result: Reconstruction, predictions: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
+    """The originals with `predictions` (..., B, C, H, W) in the hidden patches."""
+    return torch.where(_hidden_pixels(result, patch_size), predictions, result.images)
+
+
 def reconstruction_figure(
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    reconstructions: torch.Tensor,
-    patch_size: tuple[int, int],
-    others: dict[str, torch.Tensor] | None = None,
+    result: Reconstruction, patch_size: tuple[int, int], others: dict[str, torch.Tensor] | None = None
 ) -> Figure:
     """One row an image: original, masked input, the hidden patches filled in, and other predictions by name."""
-    hidden = _hidden_pixels(images, masks, patch_size)
     columns = {
-        "original": images,
-        "masked": torch.where(hidden, 0.5, images),
-        "reconstruction": torch.where(hidden, reconstructions.to(images), images),
+        "original": result.images,
+        "masked": _filled_in(result, torch.full_like(result.images, _GREY), patch_size),
+        "reconstruction": _filled_in(result, result.prediction, patch_size),
         **(others or {}),
     }
     return _panels([list(row) for row in zip(*columns.values(), strict=True)], list(columns))
 
 
-def descent_figure(
-    frames: torch.Tensor,
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    patch_size: tuple[int, int],
-    energies: torch.Tensor | None = None,
-) -> Figure:
-    """One row an image: original, masked input, and the decoded state at up to nine steps, first and last included.
-
-    Args:
-        frames (`torch.Tensor` of shape `(T + 1, B, C, H, W)`): decoded states.
-        energies (`torch.Tensor` of shape `(B, T + 1)`, *optional*): written below them.
-    """
-    last = len(frames) - 1
+def descent_figure(result: Reconstruction, patch_size: tuple[int, int], max_images: int | None = None) -> Figure:
+    """One row an image: original, masked input, and the hidden patches as decoded at up to nine states of the descent,
+    first and last included, with the energy below each."""
+    last = len(result.frames) - 1
     steps = sorted({round(i * last / (_MAX_FRAMES - 1)) for i in range(_MAX_FRAMES)})
-    masked = torch.where(_hidden_pixels(images, masks, patch_size), 0.5, images)
-    rows = [[images[i], masked[i], *(frames[t, i] for t in steps)] for i in range(len(images))]
-    captions = None
-    if energies is not None:
-        captions = [["", "", *(f"E = {energies[i, t].item():.4g}" for t in steps)] for i in range(len(images))]
+    masked = _filled_in(result, torch.full_like(result.images, _GREY), patch_size)
+    frames = _filled_in(result, result.frames, patch_size)
+    shown = range(len(result.images))[:max_images]
+    rows = [[result.images[i], masked[i], *(frames[t, i] for t in steps)] for i in shown]
+    captions = [["", "", *(f"E = {result.energies[i, t].item():.4g}" for t in steps)] for i in shown]
     return _panels(rows, ["original", "masked", *(f"step {t}" for t in steps)], captions)
 
 

@@ -58,7 +58,8 @@ def _crops(photograph: np.ndarray, split: str, scale: int) -> Iterator[np.ndarra
             yield crop
 
 
-def _photograph(file_name: str) -> np.ndarray:
+def photograph(file_name: str) -> np.ndarray:
+    """A photograph of the installed scikit-image as uint8 (H, W, 3)."""
     import skimage
 
     path = Path(skimage.__file__).parent / "data" / file_name
@@ -72,7 +73,7 @@ def _build_split(split: str) -> datasets.Dataset:
     images: list[np.ndarray] = []
     labels: list[int] = []
     for label, file_names in enumerate(PHOTOGRAPHS.values()):
-        photographs = [_photograph(name) for name in file_names]
+        photographs = [photograph(name) for name in file_names]
         for scale in SCALES:
             crops = [crop for photograph in photographs for crop in _crops(photograph, split, scale)]
             chosen = generator.permutation(len(crops))[: MAX_CROPS[split]]

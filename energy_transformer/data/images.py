@@ -32,10 +32,19 @@ def build_image_processor(image_size: tuple[int, int], num_channels: int = 3) ->
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
     """uint8 images (B, C, H, W) to float32 as the processor rescales and normalises them, on their device."""
-    mean, std = (
-        torch.tensor(v, device=images.device)[:, None, None] for v in (processor.image_mean, processor.image_std)
-    )
+    mean, std = _mean_and_std(processor, images.device)
     return (images.float() * processor.rescale_factor - mean) / std
+
+
+def denormalize(pixel_values: torch.Tensor, processor: PilBackend) -> torch.Tensor:
+    """Normalised images (..., C, H, W) to float32 in units of [0, 1], without clipping."""
+    mean, std = _mean_and_std(processor, pixel_values.device)
+    return pixel_values.float() * std + mean
+
+
+def _mean_and_std(processor: PilBackend, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = torch.tensor([processor.image_mean, processor.image_std], device=device)[..., None, None]
+    return mean, std
 
 
 def load_image(source: dict[str, Any], num_channels: int, where: str) -> Image.Image:

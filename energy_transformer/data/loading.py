@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import datasets
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from pyarrow import ArrowInvalid
 
 from ..errors import UserError
 from .demo import load_demo_dataset
@@ -39,25 +38,22 @@ def load_image_datasets(
         UserError: when nothing can be loaded, or there is no such column; the message says what to do.
     """
     if train_dir is not None:
-        splits = _load_local("train_dir", train_dir)
+        splits = datasets.DatasetDict({"train": _load_local("train_dir", train_dir)})
     elif dataset_name == "demo":
         splits = load_demo_dataset()
-    elif Path(dataset_name).exists():
-        splits = _load_local("dataset_name", dataset_name)
     else:
-        splits = _load_from_hub(dataset_name, dataset_config_name)
+        splits = _load_named(dataset_name, dataset_config_name)
     if "train" not in splits:
-        raise UserError(f"the dataset has no split 'train', only {', '.join(splits)}")
+        raise UserError(f"dataset_name {dataset_name!r} has no split 'train', only {', '.join(splits)}")
     train = splits["train"]
+    held_out_name = next((name for name in _HELD_OUT if name in splits), None)
     if validation_dir is not None:
-        held_out = _load_local("validation_dir", validation_dir)["train"]
+        held_out = _load_local("validation_dir", validation_dir)
+    elif held_out_name is not None:
+        held_out = splits[held_out_name]
     else:
-        name = next((name for name in _HELD_OUT if name in splits), None)
-        if name is None:
-            parts = train.train_test_split(test_size=train_val_split, seed=seed)
-            train, held_out = parts["train"], parts["test"]
-        else:
-            held_out = splits[name]
+        parts = train.train_test_split(test_size=train_val_split, seed=seed)
+        train, held_out = parts["train"], parts["test"]
     column = _image_column(train, image_column_name)
     _image_column(held_out, column)
     train = _first(train, max_train_samples, "max_train_samples")
@@ -73,36 +69,39 @@ def _first(split: datasets.Dataset, count: int | None, name: str) -> datasets.Da
     return split.select(range(min(count, len(split))))
 
 
-def _load_local(option: str, location: str) -> datasets.DatasetDict:
+def _load_local(option: str, location: str) -> datasets.Dataset:
+    """All images below a folder, or all rows of a parquet file or of the parquet files below a folder."""
     path = Path(location)
     if not path.exists():
         raise UserError(f"{option}: there is no file or folder {location}")
-    files = [str(path)] if path.suffix == ".parquet" else sorted(str(file) for file in path.rglob("*.parquet"))
+    parquet = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
+    if not parquet and not path.is_dir():
+        raise UserError(f"{option}: {location} is neither a folder nor a parquet file")
+    files = [str(file) for file in parquet] or str(path / "**")
+    builder = "parquet" if parquet else "imagefolder"
     try:
-        if files:
-            return datasets.load_dataset("parquet", data_files=files)
-        if path.is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=str(path))
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{option}: no images could be read from {location}: {reason}") from error
-    raise UserError(f"{option}: {location} is neither a folder of images nor a parquet file")
+        return datasets.load_dataset(builder, data_files={"train": files}, split="train")
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, ArrowInvalid) as error:
+        raise UserError(f"{option}: no images could be read from {location}: {_reason(error)}") from error
 
 
-def _load_from_hub(name: str, config_name: str | None) -> datasets.DatasetDict:
+def _load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
+    """A dataset of the Hub, or a local folder with its splits laid out as `datasets` knows them."""
     try:
         return datasets.load_dataset(name, config_name)
-    except DatasetNotFoundError as error:
-        raise UserError(
-            f"dataset_name: there is no dataset {name!r}, neither on the Hub nor as a local path"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"dataset_name {name!r}: {str(error).splitlines()[0]}") from error
-    except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (datasets.exceptions.DatasetsError, ValueError) as error:
+        raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
+    except OSError as error:  # as are ConnectionError and the Hub's own errors
+        if Path(name).exists():
+            raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
         raise UserError(
             f"the Hub cannot be reached for the dataset {name!r}: pass a local copy with --train_dir FOLDER "
             "(images or parquet files), or --dataset_name demo for the embedded photographs"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _image_column(split: datasets.Dataset, name: str | None) -> str:

@@ -1,6 +1,7 @@
 """The options of the training scripts: one dataclass, filled from a YAML file and then from the command line."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,8 +42,8 @@ class MaskedImageModelingArguments:
 
     model_name_or_path: str | None = _option(None, "Checkpoint to start from; a new model when not given.")
     config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
-    image_size: int | None = _option(None, "Shorthand for config_overrides image_size=N.")
-    patch_size: int | None = _option(None, "Shorthand for config_overrides patch_size=N.")
+    image_size: list[int] | None = _option(None, "Size of the images in pixels: one number, or height and width.")
+    patch_size: list[int] | None = _option(None, "Size of the patches in pixels: one number, or height and width.")
 
     mask_ratio: float | None = _option(None, "Share of the patches in the loss; that of the model when not given.")
     mask_replace_probability: float | None = _option(None, "Share of those that is replaced by the mask token.")
@@ -64,6 +65,7 @@ class MaskedImageModelingArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
     horizontal_flip: bool = _option(True, "Flip half of the training images.")
 
+    eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
     checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
     checkpoints_total_limit: int | None = _option(None, "Keep only so many of the newest saved states.")
     resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
@@ -92,12 +94,14 @@ class MaskedImageModelingArguments:
         for name in ("min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.checkpointing_steps not in (None, "epoch") and not (
-            self.checkpointing_steps.isdigit() and int(self.checkpointing_steps)
-        ):
-            raise UserError(
-                f"checkpointing_steps must be 'epoch' or a number above 0, got {self.checkpointing_steps!r}"
-            )
+        for name in ("eval_steps", "checkpointing_steps"):
+            value = getattr(self, name)
+            if value not in (None, "epoch") and not (value.isdigit() and int(value)):
+                raise UserError(f"{name} must be 'epoch' or a number above 0, got {value!r}")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if value is not None and (len(value) > 2 or min(value) < 1):
+                raise UserError(f"{name} must be one number or height and width, at least 1, got {value}")
 
 
 class _OptionParser(OneLineErrors, HfArgumentParser):
@@ -120,8 +124,10 @@ def _as_command_line(path: Path, known: set[str]) -> list[str]:
     words = []
     for name, value in options.items():
         if isinstance(value, dict):
-            value = ",".join(f"{key}={entry}" for key, entry in value.items())
-        if value is not None:
+            value = ",".join(f"{key}={json.dumps(entry)}" for key, entry in value.items())
+        if isinstance(value, list):
+            words.extend([f"--{name}", *map(str, value)])
+        elif value is not None:
             words.append(f"--{name}={value}")
     return words
 

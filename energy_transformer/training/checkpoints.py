@@ -10,7 +10,7 @@ from ..errors import UserError
 from .arguments import MaskedImageModelingArguments
 
 _PROGRESS = "progress.json"
-_RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "all_results.json", "samples", "*.py")
+_RUN_FILES = ("all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", "samples/*.png")
 
 
 def saved_states(output_dir: Path) -> list[Path]:
@@ -44,12 +44,12 @@ def prepare_output_dir(args: MaskedImageModelingArguments) -> None:
 
 
 def _delete_run(folder: Path) -> None:
-    for pattern in (*_RUN_FILES, "checkpoint-*", ".saving-*"):
+    """Delete what a run writes, and nothing else that may stand in the folder."""
+    for pattern in _RUN_FILES:
         for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            path.unlink()
+    for state in [*saved_states(folder), *folder.glob(".saving-*")]:
+        shutil.rmtree(state)
 
 
 def find_state(args: MaskedImageModelingArguments) -> Path | None:

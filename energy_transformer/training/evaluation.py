@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data import ImageTensors, normalize
+from ..data import ImageTensors, denormalize, normalize
 from ..masking import scatter_masks
 from ..metrics import masked_squared_error, mean_visible_color, neighbor_average
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from ..reconstruction import reconstruct
 from ..visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
 from .arguments import MaskedImageModelingArguments
 
@@ -21,12 +22,6 @@ from .arguments import MaskedImageModelingArguments
 def evaluation_noise(num_images: int, units: int, seed: int) -> torch.Tensor:
     """The noise behind the mask of each held-out image, (num_images, units), on the CPU."""
     return torch.rand(num_images, units, generator=torch.Generator().manual_seed(seed))
-
-
-def to_unit_range(pixel_values: torch.Tensor, processor) -> torch.Tensor:
-    """Normalised pixels (B, C, H, W) back to [0, 1], without clipping."""
-    mean, std = (torch.tensor(v, device=pixel_values.device) for v in (processor.image_mean, processor.image_std))
-    return pixel_values.float() * std[:, None, None] + mean[:, None, None]
 
 
 @torch.no_grad()
@@ -42,8 +37,8 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
         mask, _ = scatter_masks(
             noise[batch["index"].cpu()].to(pixel_values.device), config.grid_size, config.mask_ratio
         )
-        reconstruction = to_unit_range(model(pixel_values, bool_masked_pos=mask).reconstruction, processor)
-        images = to_unit_range(pixel_values, processor)
+        reconstruction = denormalize(model(pixel_values, bool_masked_pos=mask).reconstruction, processor)
+        images = denormalize(pixel_values, processor)
         predictions = (
             reconstruction,
             mean_visible_color(images, mask, patch_size),
@@ -62,7 +57,6 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
     }
 
 
-@torch.no_grad()
 def save_pictures(
     model: EnergyTransformerForMaskedImageModeling,
     images: ImageTensors,
@@ -72,26 +66,16 @@ def save_pictures(
     folder: Path,
 ) -> None:
     """`reconstructions.png`, `descent.png` and `energy.png` of the first held-out images."""
-    model.eval()
-    config, patch_size = model.config, model.config.patch_height_width
+    patch_size = model.config.patch_height_width
     count = min(args.num_visual_samples, len(images))
     pixel_values = normalize(images.__getitems__(list(range(count)))["image"].to(model.device), processor)
     noise = evaluation_noise(len(images), units, args.seed)[:count].to(model.device)
-    mask, _ = scatter_masks(noise, config.grid_size, config.mask_ratio)
-    outputs = model(pixel_values, bool_masked_pos=mask, output_hidden_states=True, output_energies=True)
-    originals = to_unit_range(pixel_values, processor)
+    mask, _ = scatter_masks(noise, model.config.grid_size, model.config.mask_ratio)
+    result = reconstruct(model, processor, pixel_values, mask)
     baselines = {
-        "neighbour average": neighbor_average(originals, mask, patch_size),
-        "mean colour": mean_visible_color(originals, mask, patch_size),
+        "neighbour average": neighbor_average(result.images, mask, patch_size),
+        "mean colour": mean_visible_color(result.images, mask, patch_size),
     }
-    reconstruction = to_unit_range(outputs.reconstruction, processor)
-    save_figure(
-        reconstruction_figure(originals, mask, reconstruction, patch_size, baselines), folder / "reconstructions.png"
-    )
-    frames = torch.stack([to_unit_range(frame, processor) for frame in model.decode_states(outputs.hidden_states)])
-    shown = slice(0, min(4, count))
-    figure = descent_figure(
-        frames[:, shown], originals[shown], mask[shown], patch_size, energies=outputs.energies[shown]
-    )
-    save_figure(figure, folder / "descent.png")
-    save_figure(energy_figure(outputs.energies), folder / "energy.png")
+    save_figure(reconstruction_figure(result, patch_size, baselines), folder / "reconstructions.png")
+    save_figure(descent_figure(result, patch_size, max_images=4), folder / "descent.png")
+    save_figure(energy_figure(result.energies), folder / "energy.png")

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -44,8 +45,9 @@ def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
         raise UserError(f"model_name_or_path {args.model_name_or_path}: {str(error).splitlines()[0]}") from error
     overrides = _parse_overrides(args.config_overrides, config)
     for name in ("image_size", "patch_size", "mask_ratio", "mask_replace_probability"):
-        if getattr(args, name) is not None:
-            overrides[name] = getattr(args, name)
+        value = getattr(args, name)
+        if value is not None:
+            overrides[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
     fields = {**config.to_dict(), **overrides}
     for computed in ("model_type", "transformers_version", "auto_map", "architectures", "dtype"):
         fields.pop(computed, None)
@@ -60,7 +62,7 @@ def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
 
 def _parse_overrides(text: str | None, config: EnergyTransformerConfig) -> dict:
     overrides = {}
-    for pair in filter(None, (text or "").split(",")):
+    for pair in filter(None, re.split(r",(?![^\[]*\])", text or "")):  # not at the commas of a list
         name, separator, value = pair.partition("=")
         if not separator or name not in config.to_dict():
             raise UserError(f"config_overrides: {pair!r} is not 'field=value' with a field of EnergyTransformerConfig")
@@ -171,13 +173,13 @@ class Training:
 
     def run(self) -> dict:
         """Train, evaluate, save. Returns what stands in `all_results.json`."""
-        seconds = self._train()
+        first_step, seconds = self.step, self._train()
         results = {
-            **evaluate(self.accelerator, self.model, self.eval_loader, self.processor, self.units, self.args.seed),
+            **self._evaluate(),
             "train_loss": self.last_loss,
             "train_steps": self.step,
             "train_seconds": seconds,
-            "train_samples_per_second": self._images_per_step * self.step / max(seconds, 1e-9),
+            "train_samples_per_second": self._images_per_step * (self.step - first_step) / max(seconds, 1e-9),
         }
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -185,6 +187,9 @@ class Training:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return results
+
+    def _evaluate(self) -> dict[str, float]:
+        return evaluate(self.accelerator, self.model, self.eval_loader, self.processor, self.units, self.args.seed)
 
     @property
     def _images_per_step(self) -> int:
@@ -194,15 +199,18 @@ class Training:
     def _train(self) -> float:
         started, first_step = time.perf_counter(), self.step
         progress = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
-        self.model.train()
         while self.step < self.total_steps:
             for loss in self._epoch():
                 progress.update()
                 if self.step % 20 == 0 or self.step == self.total_steps:
                     self._report(progress, loss, (self.step - first_step) / (time.perf_counter() - started))
-                self._save_state_if_due()
+                if self._is_due(self.args.checkpointing_steps):
+                    save_state(self.accelerator, self.args, self.step)
                 if self.step == self.total_steps:
                     break
+                if self._is_due(self.args.eval_steps):
+                    ratio = self._evaluate()["eval_ratio_to_mean_color"]
+                    progress.write(f"step {self.step}: held-out error {ratio:.3f} of the mean colour's")
         progress.close()
         return time.perf_counter() - started
 
@@ -224,6 +232,7 @@ class Training:
     def _train_on(self, images: torch.Tensor, number: int) -> torch.Tensor:
         args, config = self.args, self.config
         device = self.accelerator.device
+        self.model.train()
         generator = batch_generator(args.seed, number, self.accelerator.process_index, device)
         if args.horizontal_flip:
             images = flip_half(images, generator)
@@ -252,11 +261,9 @@ class Training:
             {"loss": f"{self.last_loss:.4f}", "images/s": f"{steps_per_second * self._images_per_step:.0f}"}
         )
 
-    def _save_state_if_due(self) -> None:
-        every = self.args.checkpointing_steps
+    def _is_due(self, every: str | None) -> bool:
         interval = self.steps_per_epoch if every == "epoch" else int(every or 0)
-        if interval and self.step % interval == 0:
-            save_state(self.accelerator, self.args, self.step)
+        return bool(interval) and self.step % interval == 0
 
     def _save(self, results: dict) -> None:
         folder = Path(self.args.output_dir)
