@@ -63,6 +63,7 @@ class MaskedImageModelingArguments:
     adam_beta2: float = _option(0.99, "Second beta of AdamW.")
     max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
+    cpu: bool = _option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
     horizontal_flip: bool = _option(True, "Flip half of the training images.")
 
     eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")

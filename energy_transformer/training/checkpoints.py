@@ -24,8 +24,8 @@ def _step(folder: Path) -> int | None:
     return int(suffix) if suffix.isdigit() else None
 
 
-def prepare_output_dir(args: MaskedImageModelingArguments) -> None:
-    """Make the folder of the run, and see that no other run is lost in it.
+def check_output_dir(args: MaskedImageModelingArguments) -> None:
+    """See that no other run is lost in the folder.
 
     Raises:
         UserError: when it is a file, or not empty while the run is neither resumed nor told to overwrite.
@@ -33,14 +33,27 @@ def prepare_output_dir(args: MaskedImageModelingArguments) -> None:
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {folder} is a file, not a folder")
-    if folder.exists() and any(folder.iterdir()) and not args.resume_from_checkpoint:
-        if not args.overwrite_output_dir:
-            raise UserError(
-                f"output_dir {folder} already holds files of another run: choose another folder, "
-                "or pass --overwrite_output_dir or --resume_from_checkpoint latest"
-            )
-        _delete_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    may_write = args.resume_from_checkpoint or args.overwrite_output_dir
+    if folder.exists() and any(folder.iterdir()) and not may_write:
+        raise UserError(
+            f"output_dir {folder} already holds files of another run: choose another folder, "
+            "or pass --overwrite_output_dir or --resume_from_checkpoint latest"
+        )
+
+
+def prepare_output_dir(args: MaskedImageModelingArguments) -> None:
+    """Make the folder of the run; without the files of an earlier one, unless it is resumed.
+
+    Raises:
+        UserError: when the folder cannot be written.
+    """
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not args.resume_from_checkpoint:
+            _delete_run(folder)
+    except OSError as error:
+        raise UserError(f"output_dir {folder} cannot be written: {error.strerror}") from error
 
 
 def _delete_run(folder: Path) -> None:

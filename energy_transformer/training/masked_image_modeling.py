@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration, set_seed, tqdm
 from torch.utils.data import DataLoader
 
@@ -25,9 +26,11 @@ from ..errors import UserError
 from ..masking import noise_units, scatter_masks
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from .arguments import MaskedImageModelingArguments
-from .checkpoints import find_state, load_state, prepare_output_dir, save_state
+from .checkpoints import check_output_dir, find_state, load_state, prepare_output_dir, save_state
 from .evaluation import evaluate, save_pictures
 from .optimization import build_optimizer, build_schedule
+
+logger = get_logger(__name__)
 
 
 def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
@@ -132,6 +135,11 @@ def flip_half(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
+def _several_processes_were_asked_for() -> bool:
+    """Whether `accelerate launch --cpu --num_processes N` with N > 1 started this one process."""
+    return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+
+
 class Training:
     """One run. [`run`] trains, evaluates and writes the output folder."""
 
@@ -140,14 +148,21 @@ class Training:
         config = build_config(args)
         self.units = self._mask_units(config)
         state = find_state(args)
+        check_output_dir(args)
         self.accelerator = Accelerator(
+            cpu=args.cpu,
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
         )
-        with self.accelerator.main_process_first():
-            if self.accelerator.is_main_process:
-                prepare_output_dir(args)
+        if self.accelerator.num_processes == 1 and _several_processes_were_asked_for():
+            logger.warning(
+                "`accelerate launch --cpu` starts one process, however many are asked for: "
+                "for more, see configuration/accelerate/multi_cpu.yaml"
+            )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            prepare_output_dir(args)
         set_seed(args.seed)
         self.processor = build_image_processor(config.image_height_width, config.num_channels)
         with self.accelerator.main_process_first():
