@@ -24,6 +24,8 @@ def main(argv: list[str]) -> None:
     output = args.output or Path(f"{Path(args.image).stem}-descent.png")
     if output.suffix.lower() != ".png":
         raise UserError(f"output must end in .png, got {output}")
+    if args.num_steps is not None and args.num_steps < 0:
+        raise UserError(f"num_steps must not be negative, got {args.num_steps}")
 
     from energy_transformer.metrics import masked_squared_error
     from energy_transformer.reconstruction import load_for_reconstruction, prepare_image, reconstruct

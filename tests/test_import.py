@@ -1,0 +1,73 @@
+"""The import registers the Auto classes, drags nothing in, and needs the base install alone."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+USE_THE_MODEL = """
+import energy_transformer, torch, tempfile
+from transformers import AutoModelForMaskedImageModeling
+config = energy_transformer.EnergyTransformerConfig(image_size=16, patch_size=4, hidden_size=16, num_steps=2)
+model = energy_transformer.EnergyTransformerForMaskedImageModeling(config)
+with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    loaded = AutoModelForMaskedImageModeling.from_pretrained(folder)
+pixels = torch.rand(1, 3, 16, 16)
+assert torch.equal(loaded(pixels).reconstruction, model.eval()(pixels).reconstruction)
+print("works")
+"""
+
+
+def python(code, executable=sys.executable, cwd=None):
+    done = subprocess.run([executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_import_alone_imports_no_torch():
+    heavy = ("torch", "datasets", "accelerate", "matplotlib", "skimage")
+    assert python(f"import energy_transformer, sys; print([m for m in {heavy} if m in sys.modules])") == "[]"
+
+
+OURS = "import energy_transformer"
+THE_MODEL = "from energy_transformer import EnergyTransformerModel"
+THEIRS = "from transformers import AutoConfig, AutoModel, AutoModelForMaskedImageModeling"
+
+
+@pytest.mark.parametrize(
+    "lines", [(OURS, THEIRS), (THEIRS, OURS), (THE_MODEL, THEIRS)], ids=lambda lines: lines[0][:30]
+)
+def test_auto_classes_know_the_model_in_any_order_of_import(lines):
+    code = "\n".join(
+        [
+            *lines,
+            "config = AutoConfig.for_model('energy_transformer', image_size=8, patch_size=4, hidden_size=8)",
+            "print(type(AutoModel.from_config(config)).__name__,",
+            "      type(AutoModelForMaskedImageModeling.from_config(config)).__name__)",
+        ]
+    )
+    assert python(code) == "EnergyTransformerModel EnergyTransformerForMaskedImageModeling"
+
+
+def test_every_public_name_is_there():
+    names = "from energy_transformer import *; import energy_transformer as e; print(set(e.__all__) <= set(dir()))"
+    assert python(names) == "True"
+    with pytest.raises(AssertionError, match="has no attribute 'NoSuchName'"):
+        python("import energy_transformer; energy_transformer.NoSuchName")
+
+
+@pytest.mark.slow
+def test_the_base_install_is_enough(tmp_path):
+    """A fresh environment with the four base requirements: import, save, load, run."""
+    venv.create(tmp_path / "env", with_pip=True)
+    executable = tmp_path / "env" / "bin" / "python"
+    command = [executable, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT]
+    subprocess.run(command, check=True, timeout=900)
+    assert python(USE_THE_MODEL, executable, tmp_path) == "works"
+    extras = ("datasets", "accelerate", "matplotlib", "skimage", "PIL")
+    absent = f"import importlib.util as u; print([m for m in {extras} if u.find_spec(m)])"
+    assert python(absent, executable, tmp_path) == "[]"

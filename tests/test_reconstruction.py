@@ -1,0 +1,132 @@
+"""`scripts/reconstruct.py`: a checkpoint and an image of any size in, a picture of the descent out."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling
+
+from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
+from energy_transformer.command_line import run_script
+from energy_transformer.data import build_image_processor, denormalize
+from energy_transformer.data.demo import photograph
+from energy_transformer.metrics import masked_squared_error
+from energy_transformer.reconstruction import prepare_image, reconstruct
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "reconstruct.py"
+
+
+@pytest.fixture
+def checkpoint(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path / "checkpoint")
+    build_image_processor((16, 24)).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.fromarray(photograph("coffee.png")).save(tmp_path / "coffee.png")  # 600 by 400 pixels
+    return tmp_path / "coffee.png"
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the script in this process; returns its exit code and what it printed."""
+    spec = importlib.util.spec_from_file_location("reconstruct_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+        with pytest.raises(SystemExit) as leaving:
+            run_script(script.main)
+        return leaving.value.code, capfd.readouterr()
+
+    return run
+
+
+def test_writes_the_picture_and_says_what_it_did(checkpoint, picture, tmp_path, run):
+    code, printed = run(checkpoint, picture, "--output", tmp_path / "new" / "descent.png")
+    assert code == 0
+    assert f"picture: {tmp_path / 'new' / 'descent.png'}" in printed.out
+    assert "hidden:  12 of 24 patches" in printed.out and "after 3 steps" in printed.out
+    with Image.open(tmp_path / "new" / "descent.png") as image:
+        image.load()
+        assert image.width > 700
+
+
+@pytest.mark.parametrize(("size", "patches"), [(["32"], 64), (["32", "16"], 32), (["4", "4"], 1)])
+def test_other_sizes(checkpoint, picture, tmp_path, run, size, patches):
+    code, printed = run(checkpoint, picture, "--output", tmp_path / "a.png", "--image_size", *size)
+    assert code == 0 and f"of {patches} patches" in printed.out
+
+
+def test_the_printed_error_is_that_of_the_prediction(checkpoint, picture, tmp_path, run):
+    _, printed = run(checkpoint, picture, "--output", tmp_path / "a.png", "--seed", 5, "--mask_ratio", 0.25)
+    model = AutoModelForMaskedImageModeling.from_pretrained(checkpoint)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    pixel_values, mask = prepare_image(str(picture), model, processor, 0.25, 5)
+    assert mask.sum() == 6
+    outputs = model(pixel_values, bool_masked_pos=mask)
+    images = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
+    error = masked_squared_error(
+        denormalize(outputs.reconstruction, processor), denormalize(images, processor), mask, (4, 4)
+    )
+    assert f"mean squared error {error.item():.5f}" in printed.out
+
+
+def test_frames_run_from_the_start_to_the_prediction(small_model):
+    processor = build_image_processor((16, 24))
+    pixel_values = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.rand(2, 24, generator=torch.Generator().manual_seed(1)) < 0.5
+    result = reconstruct(small_model, processor, pixel_values, mask, num_steps=5)
+    assert result.frames.shape == (6, 2, 3, 16, 24) and result.energies.shape == (2, 6)
+    torch.testing.assert_close(result.frames[-1], result.prediction)
+    torch.testing.assert_close(result.images, (pixel_values + 1) / 2)
+    assert not torch.allclose(result.frames[0], result.prediction)
+
+
+def test_one_channel(tmp_path, picture, run):
+    config = EnergyTransformerConfig(
+        image_size=16, patch_size=4, num_channels=1, hidden_size=16, num_attention_heads=2, head_dim=4, num_steps=2
+    )
+    EnergyTransformerForMaskedImageModeling(config).save_pretrained(tmp_path / "grey")
+    build_image_processor((16, 16), num_channels=1).save_pretrained(tmp_path / "grey")
+    code, _ = run(tmp_path / "grey", picture, "--output", tmp_path / "a.png")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mask_ratio", "1.5"], "mask_ratio must lie between 0 and 1"),
+        (["--image_size", "30"], r"image_size must be one number or height and width, multiples of the model's patch"),
+        (["--image_size", "8", "8", "8"], "image_size must be one number or height and width"),
+        (["--num_steps", "-1"], "num_steps must not be negative"),
+        (["--output", "picture.jpg"], "output must end in .png, got picture.jpg"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--no_such_option"], "unrecognized arguments: --no_such_option"),
+    ],
+)
+def test_mistakes(checkpoint, picture, run, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = run(checkpoint, picture, *words)
+    assert code == 2
+    last = printed.err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "Traceback" not in printed.err
+
+
+def test_files_that_are_not_what_they_should_be(checkpoint, picture, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "text.png").write_text("no image")
+    for words, message in (
+        ([checkpoint, tmp_path / "text.png"], f"cannot read the image {tmp_path / 'text.png'}"),
+        ([checkpoint, tmp_path / "nowhere.png"], f"cannot read the image {tmp_path / 'nowhere.png'}"),
+        ([tmp_path, picture], f"cannot load '{tmp_path}'"),
+        (["nobody/nothing", picture], "cannot load 'nobody/nothing'"),
+    ):
+        code, printed = run(*words)
+        assert code == 2 and message in printed.err.strip().splitlines()[-1]
