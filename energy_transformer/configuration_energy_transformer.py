@@ -70,9 +70,9 @@ class EnergyTransformerConfig(PreTrainedConfig):
             Hide single patches, or a square of patches that wraps around the borders, or either with equal chance.
         norm_pix_loss (`bool`, *optional*, defaults to `False`):
             Let the target of each patch be its pixels, normalised by their own mean and variance.
-        decoder_norm (`"energy_layer_norm"` or `"layer_norm"`, *optional*, defaults to `"energy_layer_norm"`):
-            What the decoder of the patches reads: the final state through the last block's norm, or through a
-            `torch.nn.LayerNorm` of its own (Lemon-cmd/energy-transformer-torch).
+        decoder_norm (`"energy_layer_norm"`, `"layer_norm"` or `"none"`, *optional*, defaults to `"energy_layer_norm"`):
+            What the decoder of the patches reads: the final state through the last block's norm, through a
+            `torch.nn.LayerNorm` of its own (Lemon-cmd/energy-transformer-torch), or as it is (the seed's example).
         decoder_norm_eps (`float`, *optional*, defaults to 1e-5): of that layer norm; Lemon-cmd's is `hidden_size`.
         classifier_head (`"linear"` or `"mlp"`, *optional*, defaults to `"linear"`):
             Layer norm and linear map to the labels, or layer norm, linear, ReLU, linear.
@@ -126,7 +126,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
     mask_replace_probability: float | int = 0.9
     mask_type: Literal["scatter", "block", "scatter_or_block"] = "scatter"
     norm_pix_loss: bool = False
-    decoder_norm: Literal["energy_layer_norm", "layer_norm"] = "energy_layer_norm"
+    decoder_norm: Literal["energy_layer_norm", "layer_norm", "none"] = "energy_layer_norm"
     decoder_norm_eps: float | int = 1e-5
     classifier_head: Literal["linear", "mlp"] = "linear"
     classifier_pooling: Literal["cls", "mean"] | None = None

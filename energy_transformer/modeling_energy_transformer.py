@@ -284,8 +284,9 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
 
     def __init__(self, config: EnergyTransformerConfig):
         super().__init__(config)
+        final_norm = config.decoder_norm == "energy_layer_norm"
+        self.energy_transformer = EnergyTransformerModel(config, use_mask_token=True, final_norm=final_norm)
         norm_of_its_own = config.decoder_norm == "layer_norm"
-        self.energy_transformer = EnergyTransformerModel(config, use_mask_token=True, final_norm=not norm_of_its_own)
         self.decoder_norm = nn.LayerNorm(config.hidden_size, config.decoder_norm_eps) if norm_of_its_own else None
         self.decoder = patch_map(config, config.hidden_size, patch_dim(config))
         self.post_init()
@@ -303,7 +304,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         layers = self.energy_transformer.layers
         steps = max(1, (len(hidden_states) - 1) // len(layers))
         dtype = self.energy_transformer.embeddings.position_embeddings.dtype
-        if self.decoder_norm is not None:
+        if not self.energy_transformer.final_norm:
             return torch.stack([self.decode(x.to(dtype), grid) for x in hidden_states])
         norms = [layers[min(max(t - 1, 0) // steps, len(layers) - 1)].norm for t in range(len(hidden_states))]
         images = [self.decode(norm(x).to(dtype), grid) for norm, x in zip(norms, hidden_states, strict=True)]
