@@ -75,7 +75,7 @@ def build_model(plan: Plan) -> nn.Module:
     try:
         config = EnergyTransformerConfig(**plan.arguments)
     except StrictDataclassError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(str(error.__cause__ or error)) from error
     model = plan.model_class(config).to(next(iter(plan.state.values())).dtype)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     model.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in plan.state.items()}, strict=True)

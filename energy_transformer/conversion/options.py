@@ -39,12 +39,13 @@ class ConversionOptions:
     dtype: str | torch.dtype | None = None
 
     def __post_init__(self):
-        numbers = (field.name for field in fields(self) if field.name not in ("hopfield_activation", "dtype"))
-        for name in numbers:
+        for name in (field.name for field in fields(self) if field.name not in ("hopfield_activation", "dtype")):
             value = getattr(self, name)
-            values = value if name == "image_size" and isinstance(value, list | tuple) else [value]
-            if value is not None and (len(values) > 2 or any(not number > 0 for number in values)):
-                raise UserError(f"{name} must be greater than 0{' (N or H W)' * (name == 'image_size')}, got {value}")
+            several = name == "image_size" and isinstance(value, list | tuple) and len(value) == 2
+            numbers = value if several else [value]
+            if value is not None and not all(isinstance(n, int | float) and n > 0 for n in numbers):
+                kind = "one number or height and width" if name == "image_size" else "a number"
+                raise UserError(f"{name} must be {kind} greater than 0, got {value!r}")
         if self.hopfield_activation not in (None, "relu", "softmax"):
             raise UserError(f"hopfield_activation must be 'relu' or 'softmax', got {self.hopfield_activation!r}")
         if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
@@ -55,7 +56,7 @@ class ConversionOptions:
         size = self.image_size
         if size is None:
             return None
-        return (size, size) if isinstance(size, int) else (size[0], size[-1])
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -76,6 +77,8 @@ def patch_geometry(elements: int, patches: int, options: ConversionOptions) -> d
     Raises:
         UserError: naming the option to pass where the numbers leave the answer open, or that contradicts them.
     """
+    if patches < 1:
+        raise UserError("the source has positions for no patch at all")
     image = options.image_height_width
     fitting = [
         (elements // size**2, size)
