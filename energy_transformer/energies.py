@@ -163,12 +163,12 @@ class EnergyAttention(_Energy):
         self.n_heads = n_heads
         self.head_dim = embed_dim // n_heads if head_dim is None else head_dim
         self.attend_to_self = attend_to_self
+        _set_beta(self, 1 / math.sqrt(self.head_dim) if beta is None else beta, (n_heads,), learnable_beta)
         self.Wq = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
         self.Wk = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
         bias_shape = (self.head_dim,) if use_bias == "shared" else (n_heads, self.head_dim)
         self.bq = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
         self.bk = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
-        _set_beta(self, 1 / math.sqrt(self.head_dim) if beta is None else beta, (n_heads,), learnable_beta)
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, n_heads={self.n_heads}, head_dim={self.head_dim}"
