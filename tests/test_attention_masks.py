@@ -52,13 +52,8 @@ def test_padding_has_no_energy_does_not_move_and_is_not_seen(pixel_values, paddi
     for name, parameter in model.named_parameters():
         if name.endswith(("bq", "bk", "hopfield.bias")):
             parameter.data.normal_()
-    outputs = model(
-        pixel_values,
-        attention_mask=padding,
-        output_hidden_states=True,
-        output_energy_parts=True,
-        output_attentions=True,
-    )
+    requests = {"output_hidden_states": True, "output_energy_parts": True, "output_attentions": True}
+    outputs = model(pixel_values, attention_mask=padding, **requests)
     first, last = outputs.hidden_states[0], outputs.hidden_states[-1]
     assert (first == last)[~padding].all() and (first != last).any(-1)[padding].all()
     tokens = outputs.energy_parts.tokens.transpose(1, 2)
@@ -167,7 +162,7 @@ def test_layer_norm_in_place_of_the_energy_norm(pixel_values):
 def test_excluding_self_attention():
     """The paper's B ≠ C: each token's log-sum-exp over the others; a lone token has no attention energy."""
     torch.manual_seed(0)
-    attention = EnergyAttention(8, 2, head_dim=3, attend_to_self=False, scale=1.0).double()
+    attention = EnergyAttention(8, 2, scale=1.0, head_dim=3, learnable_beta=False, attend_to_self=False).double()
     g = torch.randn(4, 8, dtype=torch.float64)
     query, key = (torch.einsum("nd,hyd->hny", g, w) for w in (attention.Wq, attention.Wk))
     scores = 3**-0.5 * query @ key.mT
