@@ -1,6 +1,6 @@
 """Convert a checkpoint of another Energy Transformer implementation into one that `from_pretrained` loads.
 
-Recognised from the file: bhoov/energy-transformer-jax (plaindict_ckpt.npz; flax msgpack files of the masked-image and
+Recognized from the file: bhoov/energy-transformer-jax (plaindict_ckpt.npz; flax msgpack files of the masked-image and
 classification models), LumenPallidium/energy_transformer (state dicts), Lemon-cmd/energy-transformer-torch (.pth).
 Widths, heads, memories, patches and image size are read from the shapes; an option is needed where they leave it open.
 """

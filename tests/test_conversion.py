@@ -239,10 +239,10 @@ def test_lemon(name, form, tmp_path):
     assert_close(patchify(outputs.reconstruction, (4, 4)), reconstruction)
     assert_close(outputs.energies.sum(0), energies)
     assert not (tmp_path / "converted" / "preprocessor_config.json").exists()
-    assert "does not tell how its images were normalised" in (tmp_path / "converted" / "README.md").read_text()
+    assert "does not tell how its images were normalized" in (tmp_path / "converted" / "README.md").read_text()
 
 
-def test_lemon_training_file(tmp_path):
+def test_lemon_training_file(tmp_path, caplog):
     """`args` tell the descent and the data set; the state of the training is left out by name."""
     state, images, mask, reconstruction, _, options = lemon_numbers("more/lemon_2block_bias.npz")
     args = {
@@ -258,6 +258,7 @@ def test_lemon_training_file(tmp_path):
     model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "converted")
     assert_close(patchify(model(images, bool_masked_pos=mask).reconstruction, (4, 4)), reconstruction)
     assert model.config.mask_ratio == 0.75
+    assert "taken as in its origin" not in caplog.text
     assert AutoImageProcessor.from_pretrained(tmp_path / "converted").image_mean == (0.5071, 0.4867, 0.4408)
     card = (tmp_path / "converted" / "README.md").read_text()
     assert "Left out: `args`, `epoch`, `opt`, `scheduler`." in card and "default of the origin" not in card
@@ -297,9 +298,10 @@ def test_options_and_dtype(tmp_path):
     assert config.grid_size == (2, 8) and config.dtype == torch.bfloat16
 
 
-def test_script(tmp_path, capsys):
+def test_script(tmp_path, capsys, caplog):
     main = runpy.run_path(str(SCRIPT))["main"]
     output_dir = tmp_path / "a" / "converted"
     main([str(REFERENCE / "jax_plaindict_ckpt.npz"), str(output_dir), "--image_size", "8", "32", "--dtype", "float32"])
     assert "6,313 parameters" in capsys.readouterr().out
+    assert "taken as in its origin: num_steps=12, step_size=0.1, attention_beta=None" in caplog.text
     assert AutoModel.from_pretrained(output_dir).config.image_height_width == (8, 32)

@@ -1,10 +1,13 @@
 """Whatever is wrong with a foreign checkpoint is refused with the reason, on one line, and nothing is written."""
 
+import contextlib
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import msgpack
@@ -22,6 +25,7 @@ from foreign_checkpoints import (
 
 from energy_transformer import EnergyTransformer
 from energy_transformer.conversion import convert_checkpoint
+from energy_transformer.conversion.readers import read_file
 from energy_transformer.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
@@ -158,13 +162,18 @@ def test_integers_are_no_weights(tmp_path):
     refused(tmp_path / "checkpoint", "Xi holds torch.int64")
 
 
-def test_truncated_files(tmp_path):
+@pytest.fixture
+def whole_files(tmp_path):
+    """One file of each format."""
     state = lemon_state(load_reference("lemon_image_et_1_block.npz"))
     torch.save(state, tmp_path / "zip.pth")
     torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
-    whole = [tmp_path / "zip.pth", tmp_path / "legacy.pth"]
-    whole += [REFERENCE / "jax_plaindict_ckpt.npz", REFERENCE / "jax_flax_masked_image.msgpack"]
-    for path in whole:
+    references = [REFERENCE / "jax_plaindict_ckpt.npz", REFERENCE / "jax_flax_masked_image.msgpack"]
+    return [tmp_path / "zip.pth", tmp_path / "legacy.pth", *references]
+
+
+def test_truncated_files(whole_files, tmp_path):
+    for path in whole_files:
         convert_checkpoint(path)
         data = path.read_bytes()
         for length in [*range(2, 40), *range(40, len(data), len(data) // 40), len(data) - 1]:
@@ -172,13 +181,27 @@ def test_truncated_files(tmp_path):
             refused(tmp_path / "cut", "damaged or truncated")
 
 
-def test_damaged_bytes(tmp_path):
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_bytes(whole_files, tmp_path):
+    """A changed byte may change a weight where the format has no checksum; it never causes another error."""
+    generator = random.Random(0)
+    for path in whole_files:
+        data = path.read_bytes()
+        places = [*range(100), *generator.sample(range(len(data)), 50), *range(len(data) - 100, len(data))]
+        for place in places:
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << generator.randrange(8)
+            (tmp_path / "damaged").write_bytes(damaged)
+            with contextlib.suppress(UserError):
+                read_file(tmp_path / "damaged")
+
+
+def test_checksums_and_unknown_extensions(tmp_path):
     data = bytearray((REFERENCE / "jax_plaindict_ckpt.npz").read_bytes())
     data[len(data) // 2] ^= 255
     (tmp_path / "damaged").write_bytes(data)
-    refused(tmp_path / "damaged", "damaged or truncated")
-    packed = msgpack.packb({"params": {"backbone": msgpack.ExtType(9, b"")}})
-    (tmp_path / "damaged").write_bytes(packed)
+    refused(tmp_path / "damaged", "damaged or truncated", "CRC")
+    (tmp_path / "damaged").write_bytes(msgpack.packb({"params": {"backbone": msgpack.ExtType(9, b"")}}))
     refused(tmp_path / "damaged", "damaged or truncated", "unknown extension type 9")
 
 
@@ -223,6 +246,9 @@ def test_files_that_are_no_checkpoints(content, reason, tmp_path):
 
 
 def test_files_of_unknown_origin(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("text.txt", "text")
+    refused(tmp_path / "other.zip", "unknown format")
     refused(tmp_path, "is a folder")
     refused(tmp_path / "nowhere", "missing")
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")

@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..errors import UserError
@@ -14,6 +15,8 @@ from .options import ConversionOptions
 from .output import require_free_folder, write_checkpoint
 from .plan import Plan
 from .readers import ForeignFile, read_file
+
+logger = logging.get_logger(__name__)
 
 _ORIGINS = (
     (jax.recognizes_plaindict, jax.convert_plaindict),
@@ -24,7 +27,7 @@ _ORIGINS = (
 
 
 def convert_checkpoint(source: str | Path, output_dir: str | Path | None = None, **options) -> nn.Module:
-    """Convert a checkpoint of another implementation; its format and origin are recognised from the file.
+    """Convert a checkpoint of another implementation; its format and origin are recognized from the file.
 
     Origins: `bhoov/energy-transformer-jax` (the `plaindict_ckpt.npz` layout; flax msgpack files of the masked-image
     and classification models, parameters alone or a whole TrainState), `LumenPallidium/energy_transformer` (state dict
@@ -47,6 +50,9 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path | None = None,
     file = read_file(source)
     plan = plan_conversion(file, ConversionOptions(**options))
     model = build_model(plan)
+    if plan.defaults:
+        settings = ", ".join(f"{name}={plan.arguments[name]}" for name in plan.defaults)
+        logger.warning(f"{file.path.name} does not tell everything; taken as in its origin: {settings}")
     if output_dir is not None:
         write_checkpoint(model, plan, file, output_dir)
     return model

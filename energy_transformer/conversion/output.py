@@ -62,7 +62,7 @@ def _write_files(model: nn.Module, plan: Plan, file: ForeignFile, folder: Path) 
 
 
 def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> BitImageProcessorPil:
-    """Resizes to cover the model's images, crops the centre and normalises as the origin does."""
+    """Resizes to cover the model's images, crops the center and normalizes as the origin does."""
     height, width = model.config.image_height_width
     return BitImageProcessorPil(
         size={"shortest_edge": max(height, width)},
@@ -118,7 +118,7 @@ def _general_notes(model: nn.Module, plan: Plan) -> list[str]:
             "`model.safetensors` holds the parameters under the original's names, `config.json` the arguments."
         )
     elif plan.normalization is None:
-        notes.append("No `preprocessor_config.json`: the source does not tell how its images were normalised.")
+        notes.append("No `preprocessor_config.json`: the source does not tell how its images were normalized.")
     return notes
 
 

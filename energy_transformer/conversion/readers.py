@@ -44,7 +44,7 @@ class _Damaged(Exception):
 
 
 def read_file(path: str | Path) -> ForeignFile:
-    """Read a checkpoint; the format is recognised from the bytes, not from the name.
+    """Read a checkpoint; the format is recognized from the bytes, not from the name.
 
     Raises:
         UserError: when the file is missing, damaged, of another format, or holds more than tensors and plain values.
@@ -70,11 +70,16 @@ def _recognize(path: Path) -> Literal["npz", "msgpack", "torch"]:
     if head == _LFS_POINTER:
         raise UserError(f"source {path} is a Git LFS pointer, not the checkpoint: fetch it with `git lfs pull`")
     if head.startswith(_ZIP):
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"source {path} is damaged or truncated (zip archive without its directory)")
-        with zipfile.ZipFile(path) as archive:
-            return "npz" if any(name.endswith(".npy") for name in archive.namelist()) else "torch"
-    if head and head[0] == _PICKLE:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception as error:
+            raise UserError(f"source {path} is damaged or truncated (zip archive: {error})") from error
+        if any(name.endswith(".npy") for name in names):
+            return "npz"
+        if any(name.endswith("data.pkl") for name in names):
+            return "torch"
+    elif head and head[0] == _PICKLE:
         return "torch"
     if head and head[0] in _MSGPACK_MAPS:
         return "msgpack"
@@ -121,7 +126,7 @@ def _read_torch(path: Path) -> Any:
                 f"source {path} is a pickle that holds more than tensors ({unsafe[1]}), and is not unpickled: "
                 "save the model's state_dict()"
             ) from error
-        raise _Damaged(type(error).__name__) from error
+        raise _Damaged(str(error).split(".")[0] or type(error).__name__) from error
 
 
 def _read_msgpack(path: Path) -> Any:

@@ -101,7 +101,7 @@ def _convert_block(tensors: dict[str, torch.Tensor], options: ConversionOptions)
             "hopfield_type": _activation(tensors, options),
         },
         state=state,
-        defaults=defaults,
+        defaults=[{"num_steps": "n_iters_default", "step_size": "alpha"}[name] for name in defaults],
     )
 
 
