@@ -290,6 +290,17 @@ def test_written_classifier(tmp_path):
     assert "pipeline_tag: image-classification" in (tmp_path / "converted" / "README.md").read_text()
 
 
+def test_defaults_of_the_origins(tmp_path):
+    torch.save(lemon_state(load_reference("more/lemon_1block.npz")), tmp_path / "lemon.pth")
+    config = convert_checkpoint(tmp_path / "lemon.pth").config
+    assert (config.num_steps, config.step_size, config.attention_beta) == (12, 1.0, None)
+    torch.save(seed_state(load_reference("more/seed_relu_ctx0.npz")), tmp_path / "seed.pth")
+    convert_checkpoint(tmp_path / "seed.pth", tmp_path / "converted")
+    block = load_energy_transformer(tmp_path / "converted")
+    assert (block.n_iters, block.alpha) == (12, 0.1)
+    assert "| `alpha` | 0.1 (default of the origin) |" in (tmp_path / "converted" / "README.md").read_text()
+
+
 def test_options_and_dtype(tmp_path):
     options = {"num_steps": 3, "step_size": 0.2, "attention_beta": 0.7, "image_size": (8, 32), "dtype": "bfloat16"}
     convert_checkpoint(REFERENCE / "jax_plaindict_ckpt.npz", tmp_path / "converted", **options)

@@ -4,17 +4,19 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import nn
-from transformers.image_utils import PILImageResampling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from ..errors import UserError
 from .plan import Plan
 from .readers import ForeignFile
+
+if TYPE_CHECKING:
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 _AUTO_CLASSES = {
     "EnergyTransformerForMaskedImageModeling": "AutoModelForMaskedImageModeling",
@@ -61,13 +63,18 @@ def _write_files(model: nn.Module, plan: Plan, file: ForeignFile, folder: Path) 
     _model_card(model, plan, file).save(folder / "README.md")
 
 
-def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> BitImageProcessorPil:
+def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> "BitImageProcessorPil":
     """Resizes to cover the model's images, crops the center and normalizes as the origin does."""
+    try:
+        from PIL import Image
+        from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    except ImportError as error:
+        raise UserError("an image processor needs Pillow: pip install 'energy-transformer[convert]'") from error
     height, width = model.config.image_height_width
     return BitImageProcessorPil(
         size={"shortest_edge": max(height, width)},
         crop_size={"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
+        resample=Image.Resampling.BICUBIC,
         image_mean=list(mean),
         image_std=list(std),
     )
