@@ -16,6 +16,7 @@ _SOURCES = {
     "energies": ["BaseModernHopfield", "EnergyAttention", "EnergyLayerNorm", "SoftmaxModernHopfield"],
     "energy_transformers": ["EnergyMHA", "EnergyTransformer"],
     "modeling_energy_transformer": [
+        "EnergyTransformerForImageClassification",
         "EnergyTransformerForMaskedImageModeling",
         "EnergyTransformerModel",
         "EnergyTransformerPreTrainedModel",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, SoftmaxModernHopfield
     from .energy_transformers import EnergyMHA, EnergyTransformer
     from .modeling_energy_transformer import (
+        EnergyTransformerForImageClassification,
         EnergyTransformerForMaskedImageModeling,
         EnergyTransformerModel,
         EnergyTransformerPreTrainedModel,
@@ -55,6 +57,7 @@ __all__ = [
     "EnergyMHA",
     "EnergyTransformer",
     "EnergyTransformerConfig",
+    "EnergyTransformerForImageClassification",
     "EnergyTransformerForMaskedImageModeling",
     "EnergyTransformerModel",
     "EnergyTransformerPreTrainedModel",

@@ -29,6 +29,7 @@ def _register_models() -> None:
     auto.AutoModel.register(config, ours.EnergyTransformerModel, exist_ok=True)
     for head in (auto.AutoModelForMaskedImageModeling, auto.AutoModelForPreTraining):
         head.register(config, ours.EnergyTransformerForMaskedImageModeling, exist_ok=True)
+    auto.AutoModelForImageClassification.register(config, ours.EnergyTransformerForImageClassification, exist_ok=True)
 
 
 _AFTER_IMPORT_OF = {

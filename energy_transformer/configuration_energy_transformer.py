@@ -10,6 +10,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_energy_transformer.EnergyTransformerModel",
     "AutoModelForMaskedImageModeling": "modeling_energy_transformer.EnergyTransformerForMaskedImageModeling",
     "AutoModelForPreTraining": "modeling_energy_transformer.EnergyTransformerForMaskedImageModeling",
+    "AutoModelForImageClassification": "modeling_energy_transformer.EnergyTransformerForImageClassification",
 }
 
 
@@ -36,12 +37,15 @@ class EnergyTransformerConfig(PreTrainedConfig):
         num_steps (`int`, *optional*, defaults to 12): descent steps T of each block, all with the same weights.
         step_size (`float`, *optional*, defaults to 0.1): step size α.
         hopfield_activation (`"relu"` or `"softmax"`, *optional*, defaults to `"relu"`): kind of Hopfield network.
-        attention_beta (`float`, *optional*): inverse temperature of the attention; 1/sqrt(head_dim) when None.
+        attention_beta (`float` or one for each head, *optional*):
+            Inverse temperature of the attention; 1/sqrt(head_dim) when None.
         hopfield_beta (`float`, *optional*):
             Inverse temperature of the Hopfield network; 1 for `"relu"` and 0.01 for `"softmax"` when None.
         learnable_beta (`bool`, *optional*, defaults to `False`): learn both betas, the attention's for each head.
-        attention_bias (`bool`, *optional*, defaults to `False`): biases of the queries and keys.
-        hopfield_bias (`bool`, *optional*, defaults to `False`): bias of the Hopfield network.
+        attention_bias (`bool` or `"shared"`, *optional*, defaults to `False`):
+            Biases of the queries and keys: of shape (H, Y), or `"shared"` by the heads, (Y,).
+        hopfield_bias (`bool` or `"before_beta"`, *optional*, defaults to `False`):
+            Bias of the Hopfield network: added after the multiplication by beta, or before it.
         attend_to_self (`bool`, *optional*, defaults to `True`):
             Whether a token attends to itself, as in all released image code; the paper's equation excludes it.
         norm_type (`"energy_layer_norm"` or `"layer_norm"`, *optional*, defaults to `"energy_layer_norm"`):
@@ -62,8 +66,19 @@ class EnergyTransformerConfig(PreTrainedConfig):
         mask_ratio (`float`, *optional*, defaults to 100/196): share of the patches in the loss.
         mask_replace_probability (`float`, *optional*, defaults to 0.9):
             Share of those that is replaced by the mask token; the rest keeps its content and still counts.
+        mask_type (`"scatter"`, `"block"` or `"scatter_or_block"`, *optional*, defaults to `"scatter"`):
+            Hide single patches, or a square of patches that wraps around the borders, or either with equal chance.
         norm_pix_loss (`bool`, *optional*, defaults to `False`):
             Let the target of each patch be its pixels, normalised by their own mean and variance.
+        decoder_norm (`"energy_layer_norm"`, `"layer_norm"` or `"none"`, *optional*, defaults to `"energy_layer_norm"`):
+            What the decoder of the patches reads: the final state through the last block's norm, through a
+            `torch.nn.LayerNorm` of its own (Lemon-cmd/energy-transformer-torch), or as it is (the seed's example).
+        decoder_norm_eps (`float`, *optional*, defaults to 1e-5): of that layer norm; Lemon-cmd's is `hidden_size`.
+        classifier_head (`"linear"` or `"mlp"`, *optional*, defaults to `"linear"`):
+            Layer norm and linear map to the labels, or layer norm, linear, ReLU, linear.
+        classifier_pooling (`"cls"` or `"mean"`, *optional*):
+            What the classifier reads: the CLS token, or the mean of the patches. CLS, where there is one, when None.
+        label_smoothing (`float`, *optional*, defaults to 0.0): of the cross entropy; the paper's flax code has 0.1.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError:
@@ -93,11 +108,11 @@ class EnergyTransformerConfig(PreTrainedConfig):
     num_steps: int = 12
     step_size: float | int = 0.1
     hopfield_activation: Literal["relu", "softmax"] = "relu"
-    attention_beta: float | int | None = None
+    attention_beta: float | int | list[float | int] | tuple[float | int, ...] | None = None
     hopfield_beta: float | int | None = None
     learnable_beta: bool = False
-    attention_bias: bool = False
-    hopfield_bias: bool = False
+    attention_bias: bool | Literal["shared"] = False
+    hopfield_bias: bool | Literal["before_beta"] = False
     attend_to_self: bool = True
     norm_type: Literal["energy_layer_norm", "layer_norm"] = "energy_layer_norm"
     layer_norm_eps: float | int = 1e-5
@@ -109,7 +124,13 @@ class EnergyTransformerConfig(PreTrainedConfig):
     hopfield_initializer_range: float | int = 0.02
     mask_ratio: float | int = 100 / 196
     mask_replace_probability: float | int = 0.9
+    mask_type: Literal["scatter", "block", "scatter_or_block"] = "scatter"
     norm_pix_loss: bool = False
+    decoder_norm: Literal["energy_layer_norm", "layer_norm", "none"] = "energy_layer_norm"
+    decoder_norm_eps: float | int = 1e-5
+    classifier_head: Literal["linear", "mlp"] = "linear"
+    classifier_pooling: Literal["cls", "mean"] | None = None
+    label_smoothing: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -138,9 +159,15 @@ class EnergyTransformerConfig(PreTrainedConfig):
             if not isinstance(size, int) and len(size) != 2:
                 raise ValueError(f"{name} must be one number or (height, width), got {size}")
         positive = "num_channels hidden_size num_attention_heads head_dim intermediate_size num_hidden_layers num_steps"
-        for name in [*positive.split(), "step_size", "layer_norm_eps", "attention_beta", "hopfield_beta"]:
+        betas = self.attention_beta
+        if isinstance(betas, list | tuple) and len(betas) != self.num_attention_heads:
+            raise ValueError(
+                f"attention_beta must be one number or one for each of {self.num_attention_heads} heads, got {betas}"
+            )
+        positive += " step_size layer_norm_eps decoder_norm_eps attention_beta hopfield_beta"
+        for name in positive.split():
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and min(value if isinstance(value, list | tuple) else [value]) <= 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}")
         for name in ("norm_regularization", "initializer_range", "hopfield_initializer_range"):
             if getattr(self, name) < 0:
@@ -156,6 +183,14 @@ class EnergyTransformerConfig(PreTrainedConfig):
             raise ValueError(f"mask_replace_probability must lie in [0, 1], got {self.mask_replace_probability}")
         if self.norm_type == "layer_norm" and self.norm_regularization:
             raise ValueError("norm_regularization needs norm_type='energy_layer_norm', got norm_type='layer_norm'")
+        if self.classifier_pooling == "cls" and not self.use_cls_token:
+            raise ValueError("classifier_pooling='cls' needs use_cls_token=True, got use_cls_token=False")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.label_smoothing and self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"label_smoothing needs problem_type='single_label_classification', got {self.problem_type!r}"
+            )
         if self.initialization == "scaled" and self.hidden_size % 4:
             raise ValueError(
                 f"initialization='scaled' needs a hidden_size that 4 divides (two axes of sines and cosines), "

@@ -1,6 +1,16 @@
 """Descent on the energy: x ← x − α ∂E/∂g at g = norm(x), with the same weights at every step.
 
 Hoover et al. 2023 (arXiv 2302.07253), equation 7. Shapes: B any leading axes, N tokens, D token width.
+
+When the energy is sure to fall. To first order a step changes it by −α dᵀ J d, with d = ∂E/∂g and J = ∂g/∂x. With
+[`EnergyLayerNorm`], J is the Hessian of the Lagrangian, symmetric and positive semidefinite for γ > 0 (and
+regularisation λ ≥ 0), so that the energy never rises when the step is small enough, for every kind of attention and
+Hopfield energy, bias, mask and β ≠ 0, learned or not and even negative. It is not covered when
+- the norm is `torch.nn.LayerNorm`: J = diag(w) H is not symmetric unless all gains w are equal, and dᵀ J d can be
+  negative (equal positive gains are covered, negative ones turn the descent into an ascent, as γ < 0 does);
+- the step is not small for the curvature of the energy, or the rounding of half precision is larger than the fall;
+- several blocks follow one another: the energy falls within each, and jumps from one to the next.
+The energy of the *raw* tokens x, which the seed reports, has no such guarantee.
 """
 
 import torch
@@ -10,17 +20,57 @@ from .energies import BaseModernHopfield, EnergyAttention
 
 
 def energy_gradient(
-    g: torch.Tensor, attention: EnergyAttention, hopfield: BaseModernHopfield, mask: torch.Tensor | None = None
+    g: torch.Tensor,
+    attention: EnergyAttention,
+    hopfield: BaseModernHopfield,
+    mask: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient (..., N, D) of the attention energy plus the Hopfield energy at the normalised tokens g."""
-    return attention.grad(g, mask) + hopfield.grad(g)
+    """Gradient (..., N, D) of the attention energy plus the Hopfield energy at the normalised tokens g.
+
+    Args:
+        mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
+            True where the token of the row may attend to the token of the column.
+        tokens (`torch.BoolTensor` of shape `(..., N)`, *optional*):
+            False for padding, which has no energy and never moves. It must be False in the rows and columns of
+            `mask` too: see [`padding_mask`].
+    """
+    gradient = attention.grad(g, mask) + hopfield.grad(g)
+    return gradient if tokens is None else gradient.masked_fill(~tokens[..., None], 0.0)
+
+
+def energy_parts(
+    g: torch.Tensor,
+    attention: EnergyAttention,
+    hopfield: BaseModernHopfield,
+    mask: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention and Hopfield energy of each token, both (..., N). Arguments as for [`energy_gradient`]."""
+    attention_part, hopfield_part = attention.token_energies(g, mask), hopfield.token_energies(g)
+    if tokens is None:
+        return attention_part, hopfield_part
+    return attention_part.masked_fill(~tokens, 0.0), hopfield_part.masked_fill(~tokens, 0.0)
 
 
 def token_energies(
-    g: torch.Tensor, attention: EnergyAttention, hopfield: BaseModernHopfield, mask: torch.Tensor | None = None
+    g: torch.Tensor,
+    attention: EnergyAttention,
+    hopfield: BaseModernHopfield,
+    mask: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Energy of each token, (..., N), at the normalised tokens g: the quantity that the descent lowers."""
-    return attention.token_energies(g, mask) + hopfield.token_energies(g)
+    """Energy of each token, (..., N), at the normalised tokens g: the quantity that the descent lowers.
+
+    Arguments as for [`energy_gradient`].
+    """
+    attention_part, hopfield_part = energy_parts(g, attention, hopfield, mask, tokens)
+    return attention_part + hopfield_part
+
+
+def padding_mask(tokens: torch.Tensor) -> torch.Tensor:
+    """(..., N), False for padding, to the (..., N, N) in which no token attends to padding and padding to none."""
+    return tokens[..., :, None] & tokens[..., None, :]
 
 
 def descent_step(
@@ -30,6 +80,7 @@ def descent_step(
     hopfield: BaseModernHopfield,
     step_size: float,
     mask: torch.Tensor | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One step of size α: tokens x (..., N, D) to the next tokens, in the dtype of x or wider."""
-    return x - step_size * energy_gradient(norm(x), attention, hopfield, mask)
+    return x - step_size * energy_gradient(norm(x), attention, hopfield, mask, tokens)

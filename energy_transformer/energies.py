@@ -26,6 +26,30 @@ def _require_width(tokens: torch.Tensor, width: int) -> None:
         raise ValueError(f"tokens must have shape (..., N, {width}), got {tuple(tokens.shape)}")
 
 
+def _set_beta(module: nn.Module, beta: float | torch.Tensor, shape: tuple[int, ...], learnable: bool) -> None:
+    """Make `beta` a parameter (of `shape` when it is a number), a number, or a tensor that moves with the module.
+
+    A tensor is copied: two modules, or a module and its caller, never share one.
+
+    Raises:
+        ValueError: when a tensor has neither one entry nor `shape`.
+    """
+    if isinstance(beta, torch.Tensor):
+        if beta.numel() != 1 and beta.shape != shape:
+            raise ValueError(f"beta must be a number or have shape {shape} or (1,), got {tuple(beta.shape)}")
+        beta = beta.detach().clone()
+        if beta.ndim < len(shape):
+            beta = beta.reshape(1)
+    elif learnable:
+        beta = torch.full(shape, float(beta))
+    if learnable:
+        module.beta = nn.Parameter(beta)
+    elif isinstance(beta, torch.Tensor):
+        module.register_buffer("beta", beta, persistent=False)
+    else:
+        module.beta = beta
+
+
 class EnergyLayerNorm(nn.Module):
     r"""Layer normalisation with a scalar gain: the gradient of a Lagrangian (paper, equations 1 and 2).
 
@@ -111,12 +135,13 @@ class EnergyAttention(_Energy):
         beta: inverse temperature, a number or a tensor of shape (H,) or (1,); 1/sqrt(Y) when None.
         scale: standard deviation of the initial Wq and Wk.
         head_dim: Y; D / H when None.
-        use_bias: biases bq, bk of shape (H, Y), initially zero.
-        learnable_beta: beta is a parameter of shape (H,), as in the seed; otherwise a constant, as in the paper.
+        use_bias: biases bq, bk, initially zero; `True` for one of each head, shape (H, Y) (the paper's flax code),
+            `"shared"` for one of all heads, shape (Y,) (Lemon-cmd/energy-transformer-torch).
+        learnable_beta: beta is a parameter, as in the seed; otherwise a constant, as in the paper.
         attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
 
     Raises:
-        ValueError: when `head_dim` is None and H does not divide D.
+        ValueError: when `head_dim` is None and H does not divide D, and for a beta of another shape.
     """
 
     def __init__(
@@ -127,7 +152,7 @@ class EnergyAttention(_Energy):
         scale: float = 0.002,
         *,
         head_dim: int | None = None,
-        use_bias: bool = False,
+        use_bias: bool | str = False,
         learnable_beta: bool = True,
         attend_to_self: bool = True,
     ):
@@ -138,20 +163,20 @@ class EnergyAttention(_Energy):
         self.n_heads = n_heads
         self.head_dim = embed_dim // n_heads if head_dim is None else head_dim
         self.attend_to_self = attend_to_self
+        _set_beta(self, 1 / math.sqrt(self.head_dim) if beta is None else beta, (n_heads,), learnable_beta)
         self.Wq = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
         self.Wk = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
-        self.bq = nn.Parameter(torch.zeros(n_heads, self.head_dim)) if use_bias else None
-        self.bk = nn.Parameter(torch.zeros(n_heads, self.head_dim)) if use_bias else None
-        beta = 1 / math.sqrt(self.head_dim) if beta is None else beta
-        if learnable_beta:
-            beta = nn.Parameter(beta if isinstance(beta, torch.Tensor) else torch.full((n_heads,), float(beta)))
-        self.beta = beta
+        bias_shape = (self.head_dim,) if use_bias == "shared" else (n_heads, self.head_dim)
+        self.bq = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
+        self.bk = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, n_heads={self.n_heads}, head_dim={self.head_dim}"
 
     def _project(self, g, weight, bias):
-        projected = F.linear(g.to(weight.dtype), weight.flatten(0, 1), None if bias is None else bias.flatten())
+        if bias is not None:
+            bias = bias.expand(self.n_heads, -1).flatten()
+        projected = F.linear(g.to(weight.dtype), weight.flatten(0, 1), bias)
         # contiguous, because each of the four products with it would make a copy of its own
         return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2).contiguous()
 
@@ -199,9 +224,13 @@ class BaseModernHopfield(_Energy):
     Args:
         in_dim: token width D.
         hidden_dim: number of memories M.
-        use_bias: a bias b of shape (M,), initially zero.
-        beta: initial inverse temperature; 1 when None.
+        use_bias: without effect, as in the seed, so that its state_dicts fit; see `bias`.
+        beta: the constant inverse temperature, 1 when None. A learned one starts at 1 whatever `beta` is, as in the
+            seed.
         scale: standard deviation of the initial memories.
+        bias: a bias b of shape (M,), initially zero. `True` adds it after the multiplication by beta (the paper's
+            flax code; the ReLU networks of flax and of Lemon-cmd/energy-transformer-torch have no beta),
+            `"before_beta"` before it: h = β (g W + b) (b-vitamins/energy-transformer).
         learnable_beta: beta is a parameter, as in the seed; otherwise a constant.
     """
 
@@ -216,25 +245,30 @@ class BaseModernHopfield(_Energy):
         beta: float | torch.Tensor | None = None,
         scale: float = 0.002,
         *,
+        bias: bool | str = False,
         learnable_beta: bool = True,
     ):
         super().__init__()
         self.in_dim = in_dim
         self.hidden_dim = hidden_dim
-        beta = self.default_beta if beta is None else beta
-        if learnable_beta:
-            beta = nn.Parameter(beta if isinstance(beta, torch.Tensor) else torch.full(self.beta_shape, float(beta)))
-        self.beta = beta
+        self.use_bias = use_bias
+        self.bias_before_beta = bias == "before_beta"
+        _set_beta(self, self._initial_beta(beta, learnable_beta), self.beta_shape, learnable_beta)
         self.W = nn.Parameter(torch.randn(in_dim, hidden_dim) * scale)
-        self.bias = nn.Parameter(torch.zeros(hidden_dim)) if use_bias else None
+        self.bias = nn.Parameter(torch.zeros(hidden_dim)) if bias else None
+
+    def _initial_beta(self, beta, learnable_beta):
+        return self.default_beta if beta is None or learnable_beta else beta
 
     def extra_repr(self) -> str:
         return f"{self.in_dim}, {self.hidden_dim}"
 
     def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
         _require_width(g, self.in_dim)
-        overlaps = self.beta * (g.to(self.W.dtype) @ self.W)
-        return overlaps if self.bias is None else overlaps + self.bias
+        overlaps = g.to(self.W.dtype) @ self.W
+        if self.bias is None:
+            return self.beta * overlaps
+        return self.beta * (overlaps + self.bias) if self.bias_before_beta else self.beta * overlaps + self.bias
 
     def token_energies(self, g: torch.Tensor) -> torch.Tensor:
         """Energy of each token: g (..., N, D) to (..., N), float32 or float64."""
@@ -251,11 +285,15 @@ class SoftmaxModernHopfield(BaseModernHopfield):
     $$E = -\frac1\beta \sum_{\text{tokens}} \log \sum_m \exp(h_m), \qquad h = \beta\, g W + b, \qquad
       \frac{\partial E}{\partial g} = -\mathrm{softmax}(h)\, W^\top$$
 
-    Arguments as for [`BaseModernHopfield`]; beta starts at 0.01, as in the references.
+    Arguments as for [`BaseModernHopfield`], but a learned beta starts at `beta`, and at 0.01 when None, as in the
+    references.
     """
 
     beta_shape = ()
     default_beta = 0.01
+
+    def _initial_beta(self, beta, learnable_beta):
+        return self.default_beta if beta is None else beta
 
     def token_energies(self, g: torch.Tensor) -> torch.Tensor:
         rows = at_least_float32(self._overlaps(g)).logsumexp(-1)

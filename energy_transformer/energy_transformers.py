@@ -22,7 +22,8 @@ class EnergyTransformer(nn.Module):
         context: number of positions; 0 for no positional embedding.
         n_iters_default: number of descent steps T.
         alpha: step size.
-        beta: initial inverse temperature, a tensor of shape (n_heads,) or (1,) or a number; learned in any case.
+        beta: initial inverse temperature, a number or a tensor of shape (n_heads,) or (1,), of the attention and of
+            the softmax Hopfield network (which takes a single one; the ReLU's is 1); learned in any case.
         hopfield_type: `"relu"` or `"softmax"`.
         use_positional_embedding: False for no positional embedding, whatever `context` is.
         norm: class of the norm, called with `dim`; [`EnergyLayerNorm`] for a descent that is sure to lower the energy.
@@ -53,6 +54,7 @@ class EnergyTransformer(nn.Module):
         self.n_heads = n_heads
         self.context = context
         self.n_iters = n_iters_default
+        self.num_quantizers = n_iters_default
         self.alpha = alpha
         if use_positional_embedding and context:
             self.pos_embedding = nn.Parameter(torch.randn(1, context, dim))
@@ -70,6 +72,10 @@ class EnergyTransformer(nn.Module):
     def energy(self, x: torch.Tensor) -> torch.Tensor:
         """Energy of the tokens as they are (not normalised), summed over all of them: a scalar."""
         return self.mha.energy(x) + self.hopfield.energy(x)
+
+    def forward_step(self, g: torch.Tensor) -> torch.Tensor:
+        """Gradient of [`energy`] at the normalised tokens g, same shape."""
+        return self.mha(g) + self.hopfield(g)
 
     def _step(self, x: torch.Tensor) -> torch.Tensor:
         return descent_step(x, self.norm, self.mha, self.hopfield, self.alpha)
@@ -91,7 +97,11 @@ class EnergyTransformer(nn.Module):
         return (x, features, energies) if self.return_energy else x
 
     def filtered_forward(self, x: torch.Tensor, indices, n_iters: int | None = None) -> torch.Tensor:
-        """As `forward`, for tokens that stand at the positions `indices`."""
+        """As `forward`, for tokens (B, k, dim) that stand at the positions `indices`, (k,).
+
+        `indices` of shape (B, k) give every image positions of its own; the result is then (1, B, k, dim), as in the
+        seed. Energies are never returned.
+        """
         if not isinstance(self.pos_embedding, torch.Tensor):
             raise ValueError("filtered_forward needs positional embeddings: context > 0 and use_positional_embedding")
         x = x + self.pos_embedding[:, indices, :]
@@ -100,6 +110,6 @@ class EnergyTransformer(nn.Module):
         return x
 
     def ema_update(self, new_model: nn.Module) -> None:
-        """Move every parameter towards that of `new_model`: p ← decay·p + (1 − decay)·p_new."""
+        """Move every parameter towards that of `new_model`, in order: p ← decay·p + (1 − decay)·p_new."""
         for average, new in zip(self.parameters(), new_model.parameters(), strict=True):
             average.data.copy_(average.data * self.ema_decay + (1 - self.ema_decay) * new.data)

@@ -5,6 +5,8 @@ mask token, and the rest keep their content (Hoover et al. 2023, appendix A: 100
 them replaced). Shapes: B images, N patches in row-major order over the grid.
 """
 
+import math
+
 import torch
 
 
@@ -33,8 +35,8 @@ def scatter_masks(
     """Masks scattered over the grid: the units of least noise are corrupted, the next ones masked but visible.
 
     Args:
-        noise (`torch.Tensor` of shape `(B, units)`): uniform noise; `units` is the number of patches, or of the
-            larger units (see [`noise_units`]) that are hidden as a whole.
+        noise (`torch.Tensor` of shape `(B, units)`): uniform noise in [0, 1); `units` is the number of patches, or of
+            the larger units (see [`noise_units`]) that are hidden as a whole.
         grid: rows and columns of patches.
         mask_ratio: share of the units that is masked.
         replace_probability: share of the masked units that is replaced by the mask token.
@@ -45,16 +47,98 @@ def scatter_masks(
     Raises:
         ValueError: when the units do not tile the grid, or a share is out of range.
     """
-    rows, columns = grid
     masked_count, corrupted_count = count_masked(noise.shape[-1], mask_ratio, replace_probability)
-    ranks = noise.argsort(-1).argsort(-1)
+    rows, columns = _unit_grid(noise, grid)
+    ranks = noise.argsort(-1).argsort(-1).unflatten(-1, (rows, columns))
+    unit = grid[0] // rows
+    ranks = ranks.repeat_interleave(unit, -2).repeat_interleave(unit, -1).flatten(-2)
+    return ranks < masked_count, ranks < corrupted_count
+
+
+def block_masks(
+    noise: torch.Tensor,
+    grid: tuple[int, int],
+    mask_ratio: float,
+    replace_probability: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of one block, at a place of its own for each image and wrapped around the borders of the grid.
+
+    The block is a square of units whose last row may be shorter, for the same counts as with [`scatter_masks`];
+    within it the units of least noise are corrupted. Arguments and results as for [`scatter_masks`].
+    """
+    return scatter_masks(noise + ~_block(noise, grid, mask_ratio), grid, mask_ratio, replace_probability)
+
+
+def scatter_or_block_masks(
+    noise: torch.Tensor,
+    grid: tuple[int, int],
+    mask_ratio: float,
+    replace_probability: float = 1.0,
+    scatter_probability: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scattered masks for a share `scatter_probability` of the images, block masks for the others.
+
+    Arguments and results as for [`scatter_masks`].
+    """
+    _, uniform = _uniforms_beside_ranks(noise)
+    block = ~_block(noise, grid, mask_ratio) & (uniform >= scatter_probability)[:, None]
+    return scatter_masks(noise + block, grid, mask_ratio, replace_probability)
+
+
+MASK_TYPES = {"scatter": scatter_masks, "block": block_masks, "scatter_or_block": scatter_or_block_masks}
+
+
+def draw_masks(mask_type: str, noise: torch.Tensor, *args) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of a kind in [`MASK_TYPES`]; the other arguments are those of [`scatter_masks`].
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if mask_type not in MASK_TYPES:
+        raise ValueError(f"mask_type must be one of {', '.join(MASK_TYPES)}, got {mask_type!r}")
+    return MASK_TYPES[mask_type](noise, *args)
+
+
+def join_mask_values(masked: torch.Tensor, corrupted: torch.Tensor) -> torch.Tensor:
+    """Both masks in one uint8 tensor, as the paper's code has them: 0 seen, 1 corrupted, 2 masked but seen."""
+    return torch.where(corrupted, 1, masked.to(torch.uint8) * 2).to(torch.uint8)
+
+
+def split_mask_values(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inverse of [`join_mask_values`], `masked` and `corrupted`; a boolean mask is both."""
+    return mask > 0, mask == 1
+
+
+def _unit_grid(noise: torch.Tensor, grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the square units of the noise."""
+    rows, columns = grid
     unit = round((rows * columns / noise.shape[-1]) ** 0.5)
     if unit * unit * noise.shape[-1] != rows * columns or rows % unit or columns % unit:
         raise ValueError(f"noise of shape {tuple(noise.shape)} does not tile a grid of {rows}x{columns} patches")
-    if unit > 1:
-        ranks = ranks.unflatten(-1, (rows // unit, columns // unit))
-        ranks = ranks.repeat_interleave(unit, -2).repeat_interleave(unit, -1).flatten(-2)
-    return ranks < masked_count, ranks < corrupted_count
+    return rows // unit, columns // unit
+
+
+def _uniforms_beside_ranks(noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two uniform numbers in [0, 1] for each image, independent of each other and of the order of its noise.
+
+    The largest of n uniform numbers has the distribution function uⁿ; below it, the other n − 1 are uniform again.
+    """
+    count = noise.shape[-1]
+    largest, least = noise.double().amax(-1), noise.double().amin(-1)
+    return largest**count, (1 - least / largest.clamp(min=1e-300)) ** (count - 1)
+
+
+def _block(noise: torch.Tensor, grid: tuple[int, int], mask_ratio: float) -> torch.Tensor:
+    """True for the units of the block, (B, units)."""
+    rows, columns = _unit_grid(noise, grid)
+    count, _ = count_masked(rows * columns, mask_ratio, 1.0)
+    width = max(min(columns, math.ceil(count**0.5)), math.ceil(count / rows))
+    uniform, _ = _uniforms_beside_ranks(noise)
+    corner = (uniform * rows * columns).long().clamp(max=rows * columns - 1)[:, None]
+    place = torch.arange(rows * columns, device=noise.device)
+    down = (place // columns - corner // columns) % rows
+    right = (place - corner) % columns
+    return (right < width) & (down * width + right < count)
 
 
 def noise_units(grid: tuple[int, int], patch_size: tuple[int, int], mask_patch_size: int | None) -> int:

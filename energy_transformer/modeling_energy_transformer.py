@@ -4,7 +4,6 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,149 +12,21 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention_backends import at_least_float32
 from .configuration_energy_transformer import EnergyTransformerConfig
-from .descent import descent_step, token_energies
+from .descent import descent_step, energy_parts, padding_mask
+from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
 from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
-from .masking import scatter_masks
+from .masking import draw_masks, split_mask_values
+from .outputs import (
+    EnergyParts,
+    EnergyTransformerImageClassifierOutput,
+    EnergyTransformerMaskedImageModelingOutput,
+    EnergyTransformerModelOutput,
+)
 from .patches import patchify, unpatchify
-
-
-@dataclass
-class EnergyTransformerModelOutput(ModelOutput):
-    """
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`): norm(x_T), in the dtype of the model.
-        hidden_states (`tuple` of `torch.FloatTensor` of shape `(B, N, D)`, *optional*):
-            The states x_0 … x_T of the descent; with several blocks, those of all blocks one after the other.
-        energies (`torch.FloatTensor` of shape `(B, T + 1)`, *optional*): energy of each image at each state.
-        attentions (`tuple` of `torch.FloatTensor` of shape `(B, H, N, N)`, *optional*): for each step.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    energies: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class EnergyTransformerMaskedImageModelingOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): mean squared error over the pixels of the masked patches.
-        reconstruction (`torch.FloatTensor` of shape `(B, C, H, W)`):
-            The decoded image, in the units of `pixel_values` (of the normalised patches with `norm_pix_loss`).
-        mask (`torch.BoolTensor` of shape `(B, P)`): True for the patches in the loss.
-        hidden_states, energies, attentions: see [`EnergyTransformerModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    energies: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def sine_cosine_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
-    """2-D sine-cosine codes of unit amplitude, shape (rows·columns, dim): half of the width for each axis.
-
-    The wavelengths go geometrically from 4 patches to 4 times the longer side of the grid, so that every channel
-    tells the places of this grid apart.
-    """
-    longest = max(grid)
-    frequencies = 2 * torch.pi / torch.logspace(0, 1, dim // 4, base=longest, dtype=torch.float64).mul(4)
-    axes = []
-    for size in grid:
-        angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies
-        axes.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
-    rows = axes[0][:, None].expand(*grid, -1)
-    columns = axes[1][None].expand(*grid, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1).float()
-
-
-def _patch_map(config: EnergyTransformerConfig, in_dim: int, out_dim: int) -> nn.Module:
-    """The encoder or decoder of the patches; the MLP is that of the seed's example."""
-    if config.patch_embedding == "linear":
-        return nn.Linear(in_dim, out_dim)
-    dim = config.hidden_size
-    return nn.Sequential(nn.Linear(in_dim, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, out_dim))
-
-
-def _patch_dim(config: EnergyTransformerConfig) -> int:
-    height, width = config.patch_height_width
-    return config.num_channels * height * width
-
-
-class EnergyTransformerEmbeddings(nn.Module):
-    """Pixels to tokens: patches, mask token, CLS token, positions. Positions are added to mask tokens too."""
-
-    def __init__(self, config: EnergyTransformerConfig, use_mask_token: bool = False):
-        super().__init__()
-        self.config = config
-        rows, columns = config.grid_size
-        self.patch_embeddings = _patch_map(config, _patch_dim(config), config.hidden_size)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
-        num_positions = rows * columns + config.use_cls_token
-        self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
-
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image of that size in pixels."""
-        patch_height, patch_width = self.config.patch_height_width
-        return height // patch_height, width // patch_width
-
-    def interpolate_pos_encoding(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The positions resized to another grid, bicubic in two dimensions as in the reference; CLS is kept."""
-        if grid == self.config.grid_size:
-            return self.position_embeddings
-        kept = int(self.config.use_cls_token)
-        patches = self.position_embeddings[:, kept:].unflatten(1, self.config.grid_size).permute(0, 3, 1, 2)
-        resized = F.interpolate(at_least_float32(patches), size=grid, mode="bicubic", align_corners=False)
-        resized = resized.to(patches.dtype).flatten(2).transpose(1, 2)
-        return torch.cat([self.position_embeddings[:, :kept], resized], dim=1)
-
-    def check_pixel_values(self, pixel_values: torch.Tensor, interpolate: bool) -> None:
-        """Raises ValueError unless `pixel_values` are (B, C, H, W) of a size that can be cut into patches."""
-        channels, size = self.config.num_channels, self.config.image_height_width
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")
-        height, width = pixel_values.shape[2:]
-        patch_height, patch_width = self.config.patch_height_width
-        if height % patch_height or width % patch_width:
-            raise ValueError(
-                f"pixel_values of {height}x{width} pixels are not a multiple of the patch size "
-                f"{patch_height}x{patch_width}"
-            )
-        if not interpolate and (height, width) != size:
-            raise ValueError(
-                f"pixel_values are {height}x{width} pixels, but the model was made for {size[0]}x{size[1]}; "
-                "pass interpolate_pos_encoding=True to run it at another size"
-            )
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        corrupted: torch.BoolTensor | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> torch.Tensor:
-        """`pixel_values` (B, C, H, W) to tokens (B, N, D); `corrupted` (B, P) become the mask token."""
-        self.check_pixel_values(pixel_values, interpolate_pos_encoding)
-        grid = self.grid_of(*pixel_values.shape[2:])
-        patches = patchify(pixel_values, self.config.patch_height_width)
-        dtype = self.position_embeddings.dtype
-        tokens = self.patch_embeddings(patches.to(dtype))
-        if corrupted is not None:
-            if self.mask_token is None:
-                raise ValueError("bool_masked_pos needs a model with a mask token: pass use_mask_token=True")
-            tokens = torch.where(corrupted[..., None], self.mask_token.to(tokens.dtype), tokens)
-        if self.cls_token is not None:
-            cls_tokens = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-            tokens = torch.cat([cls_tokens, tokens], dim=1)
-        return tokens + self.interpolate_pos_encoding(grid)
 
 
 class EnergyTransformerLayer(GradientCheckpointingLayer):
@@ -169,10 +40,11 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
             self.norm = EnergyLayerNorm(dim, config.layer_norm_eps, config.norm_regularization)
         else:
             self.norm = LayerNorm(dim, config.layer_norm_eps)
+        beta = config.attention_beta
         self.attention = EnergyAttention(
             dim,
             config.num_attention_heads,
-            config.attention_beta,
+            torch.tensor(beta) if isinstance(beta, list | tuple) else beta,
             head_dim=config.head_dim,
             use_bias=config.attention_bias,
             learnable_beta=config.learnable_beta,
@@ -182,17 +54,17 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
         self.hopfield = hopfield(
             dim,
             config.intermediate_size,
-            config.hopfield_bias,
-            config.hopfield_beta,
+            beta=config.hopfield_beta,
+            bias=config.hopfield_bias,
             learnable_beta=config.learnable_beta,
         )
 
-    def energies(self, x: torch.Tensor) -> torch.Tensor:
-        """Energy of each image, (B,), of the states x (B, N, D)."""
-        return token_energies(self.norm(x), self.attention, self.hopfield).sum(-1)
+    def energy_parts(self, x, mask=None, tokens=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention and Hopfield energy of each token, both (B, N), of the states x (B, N, D)."""
+        return energy_parts(self.norm(x), self.attention, self.hopfield, mask, tokens)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size)
+    def forward(self, x, mask=None, tokens=None) -> torch.Tensor:
+        return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
 
 
 class EnergyTransformerPreTrainedModel(PreTrainedModel):
@@ -224,7 +96,7 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
             init.normal_(module.W, std=config.hopfield_initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-            if isinstance(module.beta, nn.Parameter):
+            if isinstance(module.beta, torch.Tensor):
                 init.constant_(module.beta, config.hopfield_beta or module.default_beta)
         elif isinstance(module, EnergyTransformerEmbeddings):
             self._init_embeddings(module)
@@ -240,8 +112,18 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
         for bias in (attention.bq, attention.bk):
             if bias is not None:
                 init.zeros_(bias)
-        if isinstance(attention.beta, nn.Parameter):
-            init.constant_(attention.beta, self.config.attention_beta or attention.head_dim**-0.5)
+        if isinstance(attention.beta, torch.Tensor):
+            beta = self.config.attention_beta or attention.head_dim**-0.5
+            init.copy_(attention.beta, torch.as_tensor(beta).to(attention.beta).expand_as(attention.beta))
+
+    def energy(self, pixel_values: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
+        """Energy of each image, (B,), at the end x_T of its descent.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
+            kwargs: see [`EnergyTransformerModel.forward`]; `num_steps=0` gives the energy at the start.
+        """
+        return self.base_model(pixel_values, output_energies=True, return_dict=True, **kwargs).energies[:, -1]
 
     def _init_embeddings(self, embeddings: EnergyTransformerEmbeddings) -> None:
         config = self.config
@@ -263,10 +145,13 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
     Args:
         config ([`EnergyTransformerConfig`]).
         use_mask_token (`bool`, *optional*, defaults to `False`): whether patches can be masked.
+        final_norm (`bool`, *optional*, defaults to `True`):
+            False lets `last_hidden_state` be x_T itself, for heads that have a norm of their own.
     """
 
-    def __init__(self, config: EnergyTransformerConfig, use_mask_token: bool = False):
+    def __init__(self, config: EnergyTransformerConfig, use_mask_token: bool = False, final_norm: bool = True):
         super().__init__(config)
+        self.final_norm = final_norm
         self.embeddings = EnergyTransformerEmbeddings(config, use_mask_token)
         self.layers = nn.ModuleList([EnergyTransformerLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
@@ -288,19 +173,27 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         self,
         pixel_values: torch.FloatTensor,
         bool_masked_pos: torch.BoolTensor | None = None,
+        attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_energies: bool = False,
+        output_energy_parts: bool = False,
         num_steps: int | None = None,
         **kwargs,
     ) -> EnergyTransformerModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
-            bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*): patches to replace by the mask token.
+            bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
+                Patches to replace by the mask token; of integers, those that are 1.
+            attention_mask (`torch.BoolTensor` of shape `(B, N)` or `(B, N, N)`, *optional*):
+                N counts the CLS token, which comes first. (B, N): False for padding, which no token attends to,
+                which has no energy and does not move. (B, N, N): True where the token of the row may attend to the
+                token of the column; a row without any True only descends on the Hopfield energy.
             interpolate_pos_encoding (`bool`): run at any size that the patch size divides.
-            output_hidden_states, output_attentions, output_energies (`bool`): record the descent.
+            output_hidden_states, output_attentions, output_energies, output_energy_parts (`bool`):
+                Record the descent.
             num_steps (`int`, *optional*): steps of each block, in place of `config.num_steps`.
             return_dict (`bool`, *optional*): False for a plain tuple.
 
@@ -322,67 +215,97 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         """
         keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         keep_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        keep_energies = output_energies or output_energy_parts
         if bool_masked_pos is not None:
-            bool_masked_pos = _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
+            _, bool_masked_pos = split_mask_values(bool_masked_pos)
+            _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
 
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+        mask, tokens = _split_attention_mask(attention_mask, x)
         dtype = x.dtype
         x = at_least_float32(x)  # the sum of many small steps
-        states, energies, attentions = [x], [], []
+        states, parts, attentions = [x], [], []
         layer = self.layers[0]
         for layer in self._steps(num_steps):
-            if output_energies:
-                energies.append(layer.energies(x))
+            if keep_energies:
+                parts.append(layer.energy_parts(x, mask, tokens))
             if keep_attentions:
-                attentions.append(layer.attention.attention_weights(layer.norm(x)))
-            x = layer(x)
+                attentions.append(layer.attention.attention_weights(layer.norm(x), mask))
+            x = layer(x, mask, tokens)
             if keep_states:
                 states.append(x)
-        if output_energies:
-            energies.append(layer.energies(x))
+        if keep_energies:
+            parts.append(layer.energy_parts(x, mask, tokens))
+            attention, hopfield = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
+            by_token = attention + hopfield
         return EnergyTransformerModelOutput(
-            last_hidden_state=layer.norm(x).to(dtype),
+            last_hidden_state=(layer.norm(x) if self.final_norm else x).to(dtype),
             hidden_states=tuple(states) if keep_states else None,
-            energies=torch.stack(energies, dim=-1) if output_energies else None,
+            energies=by_token.sum(-1) if output_energies else None,
             attentions=tuple(attentions) if keep_attentions else None,
+            energy_parts=EnergyParts(attention.sum(-1), hopfield.sum(-1), by_token) if output_energy_parts else None,
         )
 
 
-def _check_mask(name, mask, pixel_values, config: EnergyTransformerConfig) -> torch.BoolTensor:
-    """`mask` as booleans, once it is seen to be a mask for these images."""
+def _split_attention_mask(attention_mask, x) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The mask of the pairs (B, N, N), and that of the tokens (B, N) when it is padding that is masked."""
+    if attention_mask is None:
+        return None, None
+    batch, tokens, _ = x.shape
+    if attention_mask.shape == (batch, tokens):
+        real = attention_mask.to(x.device, torch.bool)
+        return padding_mask(real), real
+    if attention_mask.shape == (batch, tokens, tokens):
+        return attention_mask.to(x.device, torch.bool), None
+    raise ValueError(
+        f"attention_mask must have shape (B, N) = {(batch, tokens)} or (B, N, N), with the CLS token in N where there "
+        f"is one, got {tuple(attention_mask.shape)}"
+    )
+
+
+def _check_mask(name, mask, pixel_values, config: EnergyTransformerConfig) -> None:
     patch_height, patch_width = config.patch_height_width
     num_patches = (pixel_values.shape[-2] // patch_height) * (pixel_values.shape[-1] // patch_width)
     if mask.shape != (pixel_values.shape[0], num_patches):
         raise ValueError(
             f"{name} must have shape (B, patches) = ({pixel_values.shape[0]}, {num_patches}), got {tuple(mask.shape)}"
         )
-    return mask.bool()
 
 
 class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
-    """The Energy Transformer with the paper's masked-autoencoder head: a decoder of each normalised token.
+    """The Energy Transformer with the paper's masked-autoencoder head: a decoder of each token.
 
     Args:
         config ([`EnergyTransformerConfig`]).
     """
 
+    # its loss is a mean over each batch: `Trainer` divides it by the number of accumulated batches
+    accepts_loss_kwargs = False
+
     def __init__(self, config: EnergyTransformerConfig):
         super().__init__(config)
-        self.energy_transformer = EnergyTransformerModel(config, use_mask_token=True)
-        self.decoder = _patch_map(config, config.hidden_size, _patch_dim(config))
+        final_norm = config.decoder_norm == "energy_layer_norm"
+        self.energy_transformer = EnergyTransformerModel(config, use_mask_token=True, final_norm=final_norm)
+        norm_of_its_own = config.decoder_norm == "layer_norm"
+        self.decoder_norm = nn.LayerNorm(config.hidden_size, config.decoder_norm_eps) if norm_of_its_own else None
+        self.decoder = patch_map(config, config.hidden_size, patch_dim(config))
         self.post_init()
 
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """Normalised tokens (B, N, D) to images (B, C, H, W) on a grid of patches (the config's when None)."""
+        """`last_hidden_state` (B, N, D) to images (B, C, H, W) on a grid of patches (the config's when None)."""
         config = self.config
+        if self.decoder_norm is not None:
+            tokens = self.decoder_norm(tokens)
         patches = self.decoder(tokens[:, int(config.use_cls_token) :])
         return unpatchify(patches, config.patch_height_width, grid or config.grid_size, config.num_channels)
 
     def decode_states(self, hidden_states: tuple[torch.Tensor, ...], grid: tuple[int, int] | None = None):
-        """The states x_0 … x_T of a descent to images (T + 1, B, C, H, W), each through its block's norm."""
+        """The states x_0 … x_T of a descent to images (T + 1, B, C, H, W), as if the descent ended there."""
         layers = self.energy_transformer.layers
         steps = max(1, (len(hidden_states) - 1) // len(layers))
         dtype = self.energy_transformer.embeddings.position_embeddings.dtype
+        if not self.energy_transformer.final_norm:
+            return torch.stack([self.decode(x.to(dtype), grid) for x in hidden_states])
         norms = [layers[min(max(t - 1, 0) // steps, len(layers) - 1)].norm for t in range(len(hidden_states))]
         images = [self.decode(norm(x).to(dtype), grid) for norm, x in zip(norms, hidden_states, strict=True)]
         return torch.stack(images)
@@ -396,7 +319,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
                 generator = torch.Generator(pixel_values.device).manual_seed(0)
             shape = (pixel_values.shape[0], grid[0] * grid[1])
             noise = torch.rand(shape, generator=generator, device=pixel_values.device)
-        return scatter_masks(noise, grid, config.mask_ratio, config.mask_replace_probability)
+        return draw_masks(config.mask_type, noise, grid, config.mask_ratio, config.mask_replace_probability)
 
     def _loss(self, pixel_values, reconstruction, mask):
         patch_size = self.config.patch_height_width
@@ -414,10 +337,12 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         bool_corrupted_pos: torch.BoolTensor | None = None,
         noise: torch.FloatTensor | None = None,
         generator: torch.Generator | None = None,
+        attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_energies: bool = False,
+        output_energy_parts: bool = False,
         num_steps: int | None = None,
         **kwargs,
     ) -> EnergyTransformerMaskedImageModelingOutput:
@@ -425,13 +350,14 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
-                Patches in the loss, any number for each image. When None, masks are drawn from `noise` of shape
-                (B, P) in [0, 1), from `generator`, or from torch's own generator; in evaluation mode without either,
-                the same masks at every call.
+                Patches in the loss, any number for each image. Integers are taken as in the paper's code: 0 seen,
+                1 replaced and in the loss, 2 or more seen but in the loss. When None, masks are drawn from `noise`
+                of shape (B, P) in [0, 1), from `generator`, or from torch's own generator; in evaluation mode without
+                either, the same masks at every call.
             bool_corrupted_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
-                Patches replaced by the mask token; the same as `bool_masked_pos` when None.
-            interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies, num_steps,
-                return_dict: see [`EnergyTransformerModel`].
+                Patches replaced by the mask token; by `bool_masked_pos` when None.
+            attention_mask, interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies,
+                output_energy_parts, num_steps, return_dict: see [`EnergyTransformerModel`].
 
         Example:
 
@@ -454,18 +380,20 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             if bool_corrupted_pos is not None:
                 raise ValueError("bool_corrupted_pos needs bool_masked_pos: the patches in the loss")
             bool_masked_pos, bool_corrupted_pos = self._draw_masks(pixel_values, noise, generator)
-        bool_masked_pos = _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
-        if bool_corrupted_pos is None:
-            bool_corrupted_pos = bool_masked_pos
-        bool_corrupted_pos = _check_mask("bool_corrupted_pos", bool_corrupted_pos, pixel_values, self.config)
+        bool_masked_pos, replaced = split_mask_values(bool_masked_pos)
+        bool_corrupted_pos = replaced if bool_corrupted_pos is None else bool_corrupted_pos.bool()
+        _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
+        _check_mask("bool_corrupted_pos", bool_corrupted_pos, pixel_values, self.config)
 
         outputs = self.energy_transformer(
             pixel_values,
             bool_masked_pos=bool_corrupted_pos,
+            attention_mask=attention_mask,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             output_energies=output_energies,
+            output_energy_parts=output_energy_parts,
             num_steps=num_steps,
             return_dict=True,
         )
@@ -478,6 +406,112 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             hidden_states=outputs.hidden_states,
             energies=outputs.energies,
             attentions=outputs.attentions,
+            energy_parts=outputs.energy_parts,
+        )
+
+
+def _classifier(config: EnergyTransformerConfig) -> nn.Sequential:
+    """Both start with the flax code's layer norm, whose ε is 1e-6."""
+    layers = [nn.LayerNorm(config.hidden_size, 1e-6), nn.Linear(config.hidden_size, config.num_labels)]
+    if config.classifier_head == "mlp":
+        layers += [nn.ReLU(), nn.Linear(config.num_labels, config.num_labels)]
+    return nn.Sequential(*layers)
+
+
+class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
+    """The Energy Transformer with a classifier that reads the final state x_T, before the energy layer norm.
+
+    Args:
+        config ([`EnergyTransformerConfig`]): see `classifier_head`, `classifier_pooling`, `label_smoothing`,
+            `num_labels` and `problem_type`.
+    """
+
+    def __init__(self, config: EnergyTransformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.pooling = config.classifier_pooling or ("cls" if config.use_cls_token else "mean")
+        self.energy_transformer = EnergyTransformerModel(config, final_norm=False)
+        self.classifier = _classifier(config)
+        self.post_init()
+
+    def _pool(self, state: torch.Tensor, attention_mask: torch.BoolTensor | None) -> torch.Tensor:
+        """(B, N, D) to (B, D): the CLS token, or the mean of the patches that are no padding."""
+        if self.pooling == "cls":
+            return state[:, 0]
+        first = int(self.config.use_cls_token)
+        if attention_mask is None or attention_mask.ndim == 3:
+            return state[:, first:].mean(1)
+        weights = attention_mask[:, first:, None].to(state)
+        return (weights * state[:, first:]).sum(1) / weights.sum(1).clamp(min=1)
+
+    def _loss(self, labels, logits, num_items_in_batch=None):
+        """`num_items_in_batch`, which `Trainer` passes, counts the images of all steps that it accumulates."""
+        logits = at_least_float32(logits)
+        if not self.config.label_smoothing:
+            return self.loss_function(labels, logits, self.config, num_items_in_batch=num_items_in_batch)
+        if self.num_labels == 1 or labels.is_floating_point():
+            raise ValueError(f"label_smoothing needs one integer label of several for each image, got {labels.dtype}")
+        labels = labels.to(logits.device).view(-1)
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.config.label_smoothing)
+        return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: torch.Tensor | None = None,
+        attention_mask: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        output_energies: bool = False,
+        output_energy_parts: bool = False,
+        num_steps: int | None = None,
+        **kwargs,
+    ) -> EnergyTransformerImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
+            labels (`torch.Tensor` of shape `(B,)` or `(B, num_labels)`, *optional*):
+                Integers in [0, num_labels) for a cross entropy, numbers for a regression (`num_labels` 1, mean
+                squared error), (B, num_labels) zeros and ones as floats for several labels of an image.
+            attention_mask, interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies,
+                output_energy_parts, num_steps, return_dict: see [`EnergyTransformerModel`].
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from energy_transformer import EnergyTransformerConfig, EnergyTransformerForImageClassification
+
+        >>> config = EnergyTransformerConfig(image_size=32, patch_size=4, hidden_size=64, num_labels=10)
+        >>> model = EnergyTransformerForImageClassification(config)
+        >>> outputs = model(torch.randn(2, 3, 32, 32), labels=torch.tensor([3, 7]))
+        >>> list(outputs.logits.shape)
+        [2, 10]
+        ```
+        """
+        outputs = self.energy_transformer(
+            pixel_values,
+            attention_mask=attention_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            output_energies=output_energies,
+            output_energy_parts=output_energy_parts,
+            num_steps=num_steps,
+            return_dict=True,
+        )
+        pooled = self._pool(outputs.last_hidden_state, attention_mask)
+        logits = self.classifier(pooled)
+        return EnergyTransformerImageClassifierOutput(
+            loss=None if labels is None else self._loss(labels, logits, kwargs.get("num_items_in_batch")),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            energies=outputs.energies,
+            attentions=outputs.attentions,
+            energy_parts=outputs.energy_parts,
         )
 
 
@@ -485,8 +519,10 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
 EnergyTransformerConfig.register_for_auto_class()
 EnergyTransformerModel.register_for_auto_class("AutoModel")
 EnergyTransformerForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
+EnergyTransformerForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 __all__ = [
+    "EnergyTransformerForImageClassification",
     "EnergyTransformerForMaskedImageModeling",
     "EnergyTransformerModel",
     "EnergyTransformerPreTrainedModel",

@@ -11,7 +11,7 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
     EnergyTransformerModel,
 )
-from energy_transformer.modeling_energy_transformer import sine_cosine_positions
+from energy_transformer.embeddings import sine_cosine_positions
 from energy_transformer.patches import patchify, unpatchify
 
 

@@ -1,0 +1,142 @@
+"""The folder of a converted checkpoint: model, image processor and model card, all of it or nothing."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import save_file
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from ..errors import UserError
+from .plan import Plan
+from .readers import ForeignFile
+
+if TYPE_CHECKING:
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+_AUTO_CLASSES = {
+    "EnergyTransformerForMaskedImageModeling": "AutoModelForMaskedImageModeling",
+    "EnergyTransformerForImageClassification": "AutoModelForImageClassification",
+}
+
+
+def require_free_folder(output_dir: str | Path) -> None:
+    """Raise a `UserError` unless the folder is missing or empty."""
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output_dir {folder} is not an empty folder: choose another one")
+
+
+def write_checkpoint(model: nn.Module, plan: Plan, file: ForeignFile, output_dir: str | Path) -> None:
+    """Write everything beside `output_dir` and move it into place.
+
+    Raises:
+        UserError: when the folder is not empty, or cannot be written.
+    """
+    output_dir = Path(output_dir)
+    require_free_folder(output_dir)
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
+            folder = Path(temporary) / "checkpoint"
+            folder.mkdir()
+            _write_files(model, plan, file, folder)
+            if output_dir.exists():
+                output_dir.rmdir()
+            folder.rename(output_dir)
+    except OSError as error:
+        raise UserError(f"output_dir {output_dir} cannot be written: {error.strerror or error}") from error
+
+
+def _write_files(model: nn.Module, plan: Plan, file: ForeignFile, folder: Path) -> None:
+    if isinstance(model, PreTrainedModel):
+        model.save_pretrained(folder)
+        if plan.normalization is not None:
+            _image_processor(model, *plan.normalization).save_pretrained(folder)
+    else:
+        save_file(model.state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(plan.arguments, indent=2) + "\n")
+    _model_card(model, plan, file).save(folder / "README.md")
+
+
+def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> "BitImageProcessorPil":
+    """Resizes to cover the model's images, crops the center and normalizes as the origin does."""
+    try:
+        from PIL import Image
+        from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    except ImportError as error:
+        raise UserError("an image processor needs Pillow: pip install 'energy-transformer[convert]'") from error
+    height, width = model.config.image_height_width
+    return BitImageProcessorPil(
+        size={"shortest_edge": max(height, width)},
+        crop_size={"height": height, "width": width},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
+def _model_card(model: nn.Module, plan: Plan, file: ForeignFile) -> ModelCard:
+    name = type(model).__name__
+    data = ModelCardData(
+        library_name="transformers" if isinstance(model, PreTrainedModel) else "energy-transformer",
+        pipeline_tag="image-classification" if name == "EnergyTransformerForImageClassification" else None,
+        tags=["energy-transformer"],
+    )
+    digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
+    settings = "\n".join(
+        f"| `{key}` | {json.dumps(value)}{' (default of the origin)' if key in plan.defaults else ''} |"
+        for key, value in plan.arguments.items()
+    )
+    notes = "".join(f"- {note}\n" for note in [*_general_notes(model, plan), *plan.notes])
+    return ModelCard(f"""---
+{data.to_yaml()}
+---
+
+# {name}, converted
+
+An Energy Transformer ([Hoover et al. 2023](https://arxiv.org/abs/2302.07253)), converted from a checkpoint of
+{plan.origin}: `{file.path.name}` ({file.format} file, SHA-256 `{digest}`). The weights are those of the file; nothing
+was trained or measured here. Its license is that of the original.
+
+```python
+{_usage(model)}
+```
+
+{notes}
+| setting | value |
+| --- | --- |
+{settings}
+""")
+
+
+def _general_notes(model: nn.Module, plan: Plan) -> list[str]:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    notes = [f"{count:,} parameters in {dtype}."]
+    if plan.left_out:
+        notes.append(f"Left out: {', '.join(f'`{name}`' for name in plan.left_out)}.")
+    if not isinstance(model, PreTrainedModel):
+        notes.append(
+            "`model.safetensors` holds the parameters under the original's names, `config.json` the arguments."
+        )
+    elif plan.normalization is None:
+        notes.append("No `preprocessor_config.json`: the source does not tell how its images were normalized.")
+    return notes
+
+
+def _usage(model: nn.Module) -> str:
+    if not isinstance(model, PreTrainedModel):
+        return (
+            "from energy_transformer.conversion import load_energy_transformer\n\n"
+            'model = load_energy_transformer("path/to/this/folder")  # an energy_transformer.EnergyTransformer'
+        )
+    auto_class = _AUTO_CLASSES[type(model).__name__]
+    return (
+        f"from transformers import {auto_class}\n\n"
+        f'model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)'
+    )
