@@ -244,6 +244,13 @@ def test_impossible_arguments_are_refused(arguments, message):
         EnergyTransformer(**{"dim": 12, "hidden_dim": 20, "n_heads": 3, **arguments})
 
 
+def test_unknown_biases_are_refused():
+    with pytest.raises(ValueError, match="use_bias must be False, True or 'shared', got 'heads'"):
+        EnergyMHA(12, 3, use_bias="heads")
+    with pytest.raises(ValueError, match="bias must be False, True or 'before_beta', got 'after'"):
+        BaseModernHopfield(12, 3, bias="after")
+
+
 def test_masked_patches_are_learned_as_in_the_example():
     """Tokens from outside, one learned token in place of the hidden ones, energies and states returned."""
     torch.manual_seed(0)
