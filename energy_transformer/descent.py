@@ -32,11 +32,13 @@ def energy_gradient(
         mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
             True where the token of the row may attend to the token of the column.
         tokens (`torch.BoolTensor` of shape `(..., N)`, *optional*):
-            False for padding, which has no energy and never moves. It must be False in the rows and columns of
-            `mask` too: see [`padding_mask`].
+            False for padding, which has no Hopfield energy. It has no attention energy either, and never moves, when
+            its rows and columns of `mask` are False: see [`padding_mask`].
     """
-    gradient = attention.grad(g, mask) + hopfield.grad(g)
-    return gradient if tokens is None else gradient.masked_fill(~tokens[..., None], 0.0)
+    by_hopfield = hopfield.grad(g)
+    if tokens is not None:
+        by_hopfield = by_hopfield.masked_fill(~tokens[..., None], 0.0)
+    return attention.grad(g, mask) + by_hopfield
 
 
 def energy_parts(
@@ -47,10 +49,10 @@ def energy_parts(
     tokens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and Hopfield energy of each token, both (..., N). Arguments as for [`energy_gradient`]."""
-    attention_part, hopfield_part = attention.token_energies(g, mask), hopfield.token_energies(g)
-    if tokens is None:
-        return attention_part, hopfield_part
-    return attention_part.masked_fill(~tokens, 0.0), hopfield_part.masked_fill(~tokens, 0.0)
+    by_hopfield = hopfield.token_energies(g)
+    if tokens is not None:
+        by_hopfield = by_hopfield.masked_fill(~tokens, 0.0)
+    return attention.token_energies(g, mask), by_hopfield
 
 
 def token_energies(
@@ -64,8 +66,8 @@ def token_energies(
 
     Arguments as for [`energy_gradient`].
     """
-    attention_part, hopfield_part = energy_parts(g, attention, hopfield, mask, tokens)
-    return attention_part + hopfield_part
+    by_attention, by_hopfield = energy_parts(g, attention, hopfield, mask, tokens)
+    return by_attention + by_hopfield
 
 
 def padding_mask(tokens: torch.Tensor) -> torch.Tensor:

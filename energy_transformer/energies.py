@@ -141,7 +141,8 @@ class EnergyAttention(_Energy):
         attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
 
     Raises:
-        ValueError: when `head_dim` is None and H does not divide D, and for a beta of another shape.
+        ValueError: when `head_dim` is None and H does not divide D, for a beta of another shape, and for another
+            `use_bias`.
     """
 
     def __init__(
@@ -166,6 +167,8 @@ class EnergyAttention(_Energy):
         _set_beta(self, 1 / math.sqrt(self.head_dim) if beta is None else beta, (n_heads,), learnable_beta)
         self.Wq = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
         self.Wk = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
+        if use_bias not in (False, True, "shared"):
+            raise ValueError(f"use_bias must be False, True or 'shared', got {use_bias!r}")
         bias_shape = (self.head_dim,) if use_bias == "shared" else (n_heads, self.head_dim)
         self.bq = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
         self.bk = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
@@ -252,6 +255,8 @@ class BaseModernHopfield(_Energy):
         self.in_dim = in_dim
         self.hidden_dim = hidden_dim
         self.use_bias = use_bias
+        if bias not in (False, True, "before_beta"):
+            raise ValueError(f"bias must be False, True or 'before_beta', got {bias!r}")
         self.bias_before_beta = bias == "before_beta"
         _set_beta(self, self._initial_beta(beta, learnable_beta), self.beta_shape, learnable_beta)
         self.W = nn.Parameter(torch.randn(in_dim, hidden_dim) * scale)

@@ -251,6 +251,8 @@ def _split_attention_mask(attention_mask, x) -> tuple[torch.Tensor | None, torch
     """The mask of the pairs (B, N, N), and that of the tokens (B, N) when it is padding that is masked."""
     if attention_mask is None:
         return None, None
+    if attention_mask.is_floating_point():
+        raise ValueError(f"attention_mask must hold booleans or integers, True to attend, got {attention_mask.dtype}")
     batch, tokens, _ = x.shape
     if attention_mask.shape == (batch, tokens):
         real = attention_mask.to(x.device, torch.bool)
@@ -441,7 +443,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
         first = int(self.config.use_cls_token)
         if attention_mask is None or attention_mask.ndim == 3:
             return state[:, first:].mean(1)
-        weights = attention_mask[:, first:, None].to(state)
+        weights = attention_mask[:, first:, None].bool().to(state)
         return (weights * state[:, first:]).sum(1) / weights.sum(1).clamp(min=1)
 
     def _loss(self, labels, logits, num_items_in_batch=None):

@@ -138,6 +138,11 @@ def test_masks_of_another_shape_are_refused(pixel_values, shape):
         make()(pixel_values, attention_mask=torch.ones(shape, dtype=torch.bool))
 
 
+def test_additive_masks_are_refused(pixel_values):
+    with pytest.raises(ValueError, match="attention_mask must hold booleans or integers"):
+        make()(pixel_values, attention_mask=torch.zeros(2, 17))
+
+
 def test_regularised_norm(pixel_values):
     """λ|x|²/2 is added to the Lagrangian, so λx to g; the energy is that of the changed g."""
     plain, regularised = make(), make(norm_regularization=0.25)

@@ -1,5 +1,9 @@
 """EnergyTransformerForImageClassification: heads, pooling, losses, saving, loading, training."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
@@ -61,8 +65,9 @@ def test_the_mean_leaves_padding_out(pixel_values):
     mask = torch.ones(4, 17, dtype=torch.bool)
     mask[:, 9:] = False
     outputs = model(pixel_values, attention_mask=mask, output_hidden_states=True)
-    expected = model.classifier(outputs.hidden_states[-1][:, 1:9].mean(1))
-    torch.testing.assert_close(outputs.logits, expected)
+    expected = outputs.hidden_states[-1][:, 1:9].mean(1)
+    torch.testing.assert_close(model._pool(outputs.hidden_states[-1], mask), expected)
+    torch.testing.assert_close(outputs.logits, model.classifier(expected))
     pairs = mask[:, None] & mask[..., None]
     outputs = model(pixel_values, attention_mask=pairs, output_hidden_states=True)
     torch.testing.assert_close(outputs.logits, model.classifier(outputs.hidden_states[-1][:, 1:].mean(1)))
@@ -129,6 +134,25 @@ def test_saving_and_loading(pixel_values, tmp_path):
     assert type(loaded) is EnergyTransformerForImageClassification and loaded.config.id2label[1] == "dog"
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.eval()(pixel_values).logits.equal(model(pixel_values).logits)
+
+
+def test_the_checkpoint_carries_its_code(pixel_values, tmp_path):
+    """It loads, with `trust_remote_code`, where the package cannot be imported."""
+    model = make(num_labels=5, classifier_head="mlp")
+    model.save_pretrained(tmp_path / "model")
+    torch.save((pixel_values, model(pixel_values).logits), tmp_path / "expected.pt")
+    program = f"""
+import sys
+sys.modules["energy_transformer"] = None
+import torch
+from transformers import AutoModelForImageClassification
+pixel_values, expected = torch.load({str(tmp_path / "expected.pt")!r})
+model = AutoModelForImageClassification.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True)
+assert torch.equal(model.eval()(pixel_values).logits, expected)
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_fine_tuning_starts_from_a_masked_image_checkpoint(tmp_path):

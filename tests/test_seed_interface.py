@@ -242,3 +242,36 @@ def test_energy_layer_norm_in_place_of_the_layer_norm(x):
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         EnergyTransformer(**{"dim": 12, "hidden_dim": 20, "n_heads": 3, **arguments})
+
+
+def test_unknown_biases_are_refused():
+    with pytest.raises(ValueError, match="use_bias must be False, True or 'shared', got 'heads'"):
+        EnergyMHA(12, 3, use_bias="heads")
+    with pytest.raises(ValueError, match="bias must be False, True or 'before_beta', got 'after'"):
+        BaseModernHopfield(12, 3, bias="after")
+
+
+def test_masked_patches_are_learned_as_in_the_example():
+    """Tokens from outside, one learned token in place of the hidden ones, energies and states returned."""
+    torch.manual_seed(0)
+    patches = torch.randn(1, 16, 8).cumsum(1).expand(8, 16, 8) / 4
+    encoder, decoder = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)
+    mask_token = torch.randn(16, requires_grad=True)
+    model = EnergyTransformer(
+        16, 32, 2, hopfield_type="softmax", context=16, n_iters_default=4, alpha=0.1, return_energy=True
+    )
+    parameters = [*model.parameters(), *encoder.parameters(), *decoder.parameters(), mask_token]
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    losses = []
+    for _ in range(60):
+        draw = torch.rand(8, 16)
+        tokens = encoder(patches)
+        tokens[draw < 0.45] = mask_token
+        tokens, features, energies = model(tokens)
+        loss = torch.nn.functional.mse_loss(decoder(tokens)[draw < 0.5], patches[draw < 0.5])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        assert len(features) == len(energies) == 4
+    assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
