@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling
 from .data import denormalize, load_image, normalize, resize_to_tensor
 from .errors import UserError
 from .hub import load_pretrained
-from .masking import scatter_masks
+from .masking import draw_masks
 from .modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 
 
@@ -111,8 +111,9 @@ def prepare_image(
     pixel_values = normalize(resize_to_tensor(image, processor)[None].to(model.device), processor)
     grid = model.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
     noise = torch.rand(1, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
+    mask_ratio = config.mask_ratio if mask_ratio is None else mask_ratio
     try:
-        mask, _ = scatter_masks(noise.to(model.device), grid, config.mask_ratio if mask_ratio is None else mask_ratio)
+        mask, _ = draw_masks(config.mask_type, noise.to(model.device), grid, mask_ratio)
     except ValueError as error:
         raise UserError(str(error)) from error
     return pixel_values, mask

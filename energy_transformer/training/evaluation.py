@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data import ImageTensors, denormalize, normalize
-from ..masking import scatter_masks
+from ..masking import draw_masks
 from ..metrics import masked_squared_error, mean_visible_color, neighbor_average
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..reconstruction import reconstruct
@@ -34,8 +34,8 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
     errors = []
     for batch in loader:
         pixel_values = normalize(batch["image"], processor)
-        mask, _ = scatter_masks(
-            noise[batch["index"].cpu()].to(pixel_values.device), config.grid_size, config.mask_ratio
+        mask, _ = draw_masks(
+            config.mask_type, noise[batch["index"].cpu()].to(pixel_values.device), config.grid_size, config.mask_ratio
         )
         reconstruction = denormalize(model(pixel_values, bool_masked_pos=mask).reconstruction, processor)
         images = denormalize(pixel_values, processor)
@@ -70,7 +70,7 @@ def save_pictures(
     count = min(args.num_visual_samples, len(images))
     pixel_values = normalize(images.__getitems__(list(range(count)))["image"].to(model.device), processor)
     noise = evaluation_noise(len(images), units, args.seed)[:count].to(model.device)
-    mask, _ = scatter_masks(noise, model.config.grid_size, model.config.mask_ratio)
+    mask, _ = draw_masks(model.config.mask_type, noise, model.config.grid_size, model.config.mask_ratio)
     result = reconstruct(model, processor, pixel_values, mask)
     baselines = {
         "neighbour average": neighbor_average(result.images, mask, patch_size),

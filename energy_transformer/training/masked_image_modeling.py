@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, build_image_processor, load_image_datasets, normalize
 from ..errors import UserError
-from ..masking import noise_units, scatter_masks
+from ..masking import draw_masks, noise_units
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from .arguments import MaskedImageModelingArguments
 from .checkpoints import check_output_dir, find_state, load_state, prepare_output_dir, save_state
@@ -252,7 +252,9 @@ class Training:
         if args.horizontal_flip:
             images = flip_half(images, generator)
         noise = torch.rand(len(images), self.units, generator=generator, device=device)
-        masked, corrupted = scatter_masks(noise, config.grid_size, config.mask_ratio, config.mask_replace_probability)
+        masked, corrupted = draw_masks(
+            config.mask_type, noise, config.grid_size, config.mask_ratio, config.mask_replace_probability
+        )
         with self.accelerator.accumulate(self.model):
             pixel_values = normalize(images, self.processor)
             loss = self.model(pixel_values, bool_masked_pos=masked, bool_corrupted_pos=corrupted).loss
