@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling
+from transformers import AutoModelForMaskedImageModeling
 
-from .data import denormalize, load_image, normalize, resize_to_tensor
+from .data import denormalize, load_image, load_image_processor, normalize, resize_to_tensor
 from .errors import UserError
 from .hub import load_pretrained
 from .masking import draw_masks
@@ -72,11 +72,11 @@ def load_for_reconstruction(checkpoint: str, image_size: list[int] | None = None
     model = load_pretrained(AutoModelForMaskedImageModeling, checkpoint)
     if not isinstance(model, EnergyTransformerForMaskedImageModeling):
         raise UserError(f"checkpoint {checkpoint} holds a {type(model).__name__}, not an Energy Transformer")
-    processor = load_pretrained(AutoImageProcessor, checkpoint, backend="pil")
+    processor = load_image_processor(checkpoint)
     if image_size is not None:
         size = _checked_size(image_size, model.config.patch_height_width)
         sizes = {"size": {"shortest_edge": max(size)}, "crop_size": {"height": size[0], "width": size[1]}}
-        processor = load_pretrained(AutoImageProcessor, checkpoint, backend="pil", **sizes)
+        processor = load_image_processor(checkpoint, **sizes)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device), processor

@@ -1,5 +1,6 @@
 """The import registers the Auto classes, drags nothing in, and needs the base install alone."""
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -63,7 +64,11 @@ def test_the_base_install_is_enough(tmp_path):
     """A fresh environment with the four base requirements: import, save, load, run."""
     venv.create(tmp_path / "env", with_pip=True)
     executable = tmp_path / "env" / "bin" / "python"
-    command = [executable, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT]
+    source = tmp_path / "source"  # a build leaves files in its source
+    shutil.copytree(ROOT / "energy_transformer", source / "energy_transformer")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [executable, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", source]
     subprocess.run(command, check=True, timeout=900)
     assert python(USE_THE_MODEL, executable, tmp_path) == "works"
     extras = ("datasets", "accelerate", "matplotlib", "skimage", "PIL")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling
+from transformers import AutoModelForMaskedImageModeling
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.command_line import run_script
-from energy_transformer.data import build_image_processor, denormalize
+from energy_transformer.data import build_image_processor, denormalize, load_image_processor
 from energy_transformer.data.demo import photograph
 from energy_transformer.metrics import masked_squared_error
 from energy_transformer.reconstruction import prepare_image, reconstruct
@@ -67,7 +67,7 @@ def test_other_sizes(checkpoint, picture, tmp_path, run, size, patches):
 def test_the_printed_error_is_that_of_the_prediction(checkpoint, picture, tmp_path, run):
     _, printed = run(checkpoint, picture, "--output", tmp_path / "a.png", "--seed", 5, "--mask_ratio", 0.25)
     model = AutoModelForMaskedImageModeling.from_pretrained(checkpoint)
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor = load_image_processor(checkpoint)
     pixel_values, mask = prepare_image(str(picture), model, processor, 0.25, 5)
     assert mask.sum() == 6
     outputs = model(pixel_values, bool_masked_pos=mask)

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling
+from transformers import AutoModelForMaskedImageModeling
 
+from energy_transformer.data import load_image_processor
 from energy_transformer.data.demo import photograph
 from energy_transformer.errors import UserError
 from energy_transformer.training.arguments import parse_arguments
@@ -98,7 +99,7 @@ def test_leaves_a_complete_folder(finished):
 def test_the_printed_error_is_that_of_the_saved_model(finished):
     folder, _ = finished
     model = AutoModelForMaskedImageModeling.from_pretrained(folder)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = load_image_processor(folder)
     args = parse_arguments(SMALL, DEMO)
     _, loader = build_loaders(args, model.config, processor)
     accelerator = Accelerator(cpu=True)

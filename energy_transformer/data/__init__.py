@@ -1,6 +1,14 @@
 """From a dataset's name or folder to batches of uint8 images."""
 
-from .images import ImageTensors, build_image_processor, denormalize, load_image, normalize, resize_to_tensor
+from .images import (
+    ImageTensors,
+    build_image_processor,
+    denormalize,
+    load_image,
+    load_image_processor,
+    normalize,
+    resize_to_tensor,
+)
 from .loading import load_image_datasets
 
 __all__ = [
@@ -9,6 +17,7 @@ __all__ = [
     "denormalize",
     "load_image",
     "load_image_datasets",
+    "load_image_processor",
     "normalize",
     "resize_to_tensor",
 ]

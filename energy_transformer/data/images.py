@@ -13,6 +13,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from ..errors import UserError
+from ..hub import load_pretrained
 
 
 def build_image_processor(image_size: tuple[int, int], num_channels: int = 3) -> PilBackend:
@@ -28,6 +29,15 @@ def build_image_processor(image_size: tuple[int, int], num_channels: int = 3) ->
         image_std=[0.5] * num_channels,
         do_convert_rgb=num_channels == 3,
     )
+
+
+def load_image_processor(name_or_path: str, **kwargs) -> PilBackend:
+    """The processor of a checkpoint, without torchvision, which `AutoImageProcessor` of transformers 5.17 asks for.
+
+    Raises:
+        UserError: when there is none, or the Hub cannot be reached.
+    """
+    return load_pretrained(BitImageProcessorPil, name_or_path, **kwargs)
 
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
