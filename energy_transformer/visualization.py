@@ -20,7 +20,9 @@ def _hidden_pixels(result: Reconstruction, patch_size: tuple[int, int]) -> torch
 
 def _panels(rows: list[list[torch.Tensor]], titles: list[str], captions: list[list[str]] | None = None) -> Figure:
     """A grid of images (C, H, W) with a title over each column."""
-    figure = Figure(figsize=(_PANEL * len(titles), _PANEL * len(rows) * (1.15 if captions else 1.05) + 0.3))
+    height, width = rows[0][0].shape[-2:]
+    row_height = _PANEL * height / width + (0.2 if captions else 0.05)
+    figure = Figure(figsize=(_PANEL * len(titles), row_height * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
