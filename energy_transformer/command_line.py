@@ -20,6 +20,11 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+        # a worker of a DataLoader puts a traceback before the message
+        message = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is missing: pip install 'energy-transformer[train]'"
+    else:
+        sys.exit(0)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import UserError
 
 
@@ -13,6 +15,6 @@ def load_pretrained(auto_class: Any, name_or_path: str, **kwargs) -> Any:
     """
     try:
         return auto_class.from_pretrained(name_or_path, **kwargs)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load {name_or_path!r} with {auto_class.__name__}: {reason}") from error

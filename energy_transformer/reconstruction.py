@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForMaskedImageModeling
 
-from .data import denormalize, load_image, load_image_processor, normalize, resize_to_tensor
+from .data import denormalize, load_image, load_image_processor, normalize, processor_sizes, resize_to_tensor
 from .errors import UserError
 from .hub import load_pretrained
 from .masking import draw_masks
@@ -69,13 +69,17 @@ def load_for_reconstruction(checkpoint: str, image_size: list[int] | None = None
     Raises:
         UserError: when there is no such checkpoint, the model cannot run at that size, or there is no such device.
     """
-    model = load_pretrained(AutoModelForMaskedImageModeling, checkpoint)
+    model, info = load_pretrained(AutoModelForMaskedImageModeling, checkpoint, output_loading_info=True)
     if not isinstance(model, EnergyTransformerForMaskedImageModeling):
         raise UserError(f"checkpoint {checkpoint} holds a {type(model).__name__}, not an Energy Transformer")
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"]))
+        raise UserError(f"checkpoint {checkpoint} holds no masked-image model: it lacks {missing}")
+    if model.config.norm_pix_loss:
+        raise UserError(f"checkpoint {checkpoint} predicts normalised patches (norm_pix_loss), which are no picture")
     processor = load_image_processor(checkpoint)
     if image_size is not None:
-        size = _checked_size(image_size, model.config.patch_height_width)
-        sizes = {"size": {"shortest_edge": max(size)}, "crop_size": {"height": size[0], "width": size[1]}}
+        sizes = processor_sizes(*_checked_size(image_size, model.config.patch_height_width))
         processor = load_image_processor(checkpoint, **sizes)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

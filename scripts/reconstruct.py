@@ -7,7 +7,7 @@ from energy_transformer.errors import UserError
 
 
 def build_parser() -> OneLineErrors:
-    parser = OneLineErrors(description=__doc__)
+    parser = OneLineErrors(description=__doc__, allow_abbrev=False)
     parser.add_argument("checkpoint", help="Folder or Hub repository of a masked-image model, such as outputs/demo.")
     parser.add_argument("image", help="Image file of any size; it is resized and cropped to the size of the model.")
     parser.add_argument("--output", type=Path, help="Picture to write; IMAGE-descent.png when not given.")
@@ -24,6 +24,8 @@ def main(argv: list[str]) -> None:
     output = args.output or Path(f"{Path(args.image).stem}-descent.png")
     if output.suffix.lower() != ".png":
         raise UserError(f"output must end in .png, got {output}")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"seed must lie in [0, 2**32), got {args.seed}")
     if args.num_steps is not None and args.num_steps < 0:
         raise UserError(f"num_steps must not be negative, got {args.num_steps}")
 
@@ -35,7 +37,10 @@ def main(argv: list[str]) -> None:
     pixel_values, mask = prepare_image(args.image, model, processor, args.mask_ratio, args.seed)
     result = reconstruct(model, processor, pixel_values, mask, args.num_steps)
     patch_size = model.config.patch_height_width
-    save_figure(descent_figure(result, patch_size), output)
+    try:
+        save_figure(descent_figure(result, patch_size), output)
+    except OSError as error:
+        raise UserError(f"output {output} cannot be written: {error.strerror}") from error
     error = masked_squared_error(result.prediction, result.images, mask, patch_size).item()
     energies = result.energies[0].tolist()
     print(f"picture: {output}")

@@ -6,7 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from energy_transformer.data import ImageTensors, build_image_processor, denormalize, load_image_datasets, normalize
+from energy_transformer.data import (
+    ImageTensors,
+    build_image_processor,
+    denormalize,
+    load_image,
+    load_image_datasets,
+    normalize,
+    resize_to_tensor,
+)
 from energy_transformer.data.demo import photograph
 from energy_transformer.errors import UserError
 
@@ -96,6 +104,11 @@ def test_pixels_are_those_of_the_saved_processor(tmp_path):
         processor,
     )
     ours = normalize(images[0]["image"][None], processor)
+    exact = Image.fromarray(photograph("chelsea.png")[:32, :48])
+    torch.testing.assert_close(
+        processor(exact, return_tensors="pt")["pixel_values"],
+        normalize(resize_to_tensor(exact, processor)[None], processor),
+    )
     theirs = processor(Image.open(tmp_path / "cat.png"), return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape == (1, 3, 32, 48)
     assert (ours - theirs).abs().max() <= 0.51 / 127.5
@@ -121,6 +134,7 @@ def test_a_broken_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"dataset_name": "./nowhere"}, "dataset_name: there is no file or folder ./nowhere"),
         ({"train_dir": "nowhere"}, "train_dir: there is no file or folder nowhere"),
         ({"validation_dir": "nowhere"}, "validation_dir: there is no file or folder nowhere"),
         ({"image_column_name": "img"}, r"no column 'img'; the columns are image \(Image\), label \(ClassLabel\)"),
@@ -131,6 +145,25 @@ def test_a_broken_image_is_named(tmp_path):
 def test_mistakes(options, message):
     with pytest.raises(UserError, match=message):
         load_image_datasets(**options)
+
+
+def test_one_image_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="train_val_split needs 2 training images"):
+        load_image_datasets(train_dir=str(write_crops(tmp_path / "train", 1)))
+
+
+def test_more_than_8_bits_are_refused(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"cannot read the image .*deep\.png: it has more than 8 bits a channel"):
+        load_image({"path": str(tmp_path / "deep.png")}, 3, "")
+
+
+def test_some_images_are_drawn_with_the_seed():
+    first, again, other = (
+        load_image_datasets(max_train_samples=50, max_eval_samples=5, seed=seed)[0]["train"]["label"]
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
 
 
 def test_files_that_are_no_data(tmp_path):

@@ -9,7 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForMaskedImageModeling
 
-from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
+from energy_transformer import (
+    EnergyTransformerConfig,
+    EnergyTransformerForImageClassification,
+    EnergyTransformerForMaskedImageModeling,
+)
 from energy_transformer.command_line import run_script
 from energy_transformer.data import build_image_processor, denormalize, load_image_processor
 from energy_transformer.data.demo import photograph
@@ -105,6 +109,8 @@ def test_one_channel(tmp_path, picture, run):
         (["--mask_ratio", "1.5"], "mask_ratio must lie between 0 and 1"),
         (["--image_size", "30"], r"image_size must be one number or height and width, multiples of the model's patch"),
         (["--image_size", "8", "8", "8"], "image_size must be one number or height and width"),
+        (["--seed", "-1"], "seed must lie in"),
+        (["--output", "/proc/nowhere/a.png"], "output /proc/nowhere/a.png cannot be written"),
         (["--num_steps", "-1"], "num_steps must not be negative"),
         (["--output", "picture.jpg"], "output must end in .png, got picture.jpg"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
@@ -117,6 +123,23 @@ def test_mistakes(checkpoint, picture, run, words, message, tmp_path, monkeypatc
     assert code == 2
     last = printed.err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last and "Traceback" not in printed.err
+
+
+def test_checkpoints_that_predict_no_pictures(small_config, small_model, picture, tmp_path, run):
+    EnergyTransformerForImageClassification(small_config).save_pretrained(tmp_path / "classifier")
+    small_model.config.norm_pix_loss = True
+    small_model.save_pretrained(tmp_path / "normalised")
+    damaged = tmp_path / "damaged"
+    small_model.save_pretrained(damaged)
+    weights = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    for name, message in (
+        ("classifier", "holds no masked-image model: it lacks decoder.bias"),
+        ("normalised", "predicts normalised patches"),
+        ("damaged", "cannot load"),
+    ):
+        code, printed = run(tmp_path / name, picture, "--output", tmp_path / "a.png")
+        assert code == 2 and message in printed.err.strip().splitlines()[-1]
 
 
 def test_files_that_are_not_what_they_should_be(checkpoint, picture, tmp_path, run, monkeypatch):

@@ -60,6 +60,11 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert build_config(parse_arguments(["--config", str(recipe), "--image_size", "64"], DEMO)).image_size == 64
 
 
+def test_overrides_of_the_command_line_are_added_to_those_of_the_file():
+    config = build_config(parse_arguments(["--config_overrides", "num_steps=5,head_dim=8"], DEMO))
+    assert (config.num_steps, config.head_dim, config.hidden_size, config.image_size) == (5, 8, 64, 32)
+
+
 def test_overrides_of_the_model(tmp_path):
     text = "image_size=[32,48],patch_size=4,hidden_size=64,attend_to_self=false,norm_type=layer_norm,step_size=1"
     config = build_config(MaskedImageModelingArguments(config_overrides=text))
@@ -76,6 +81,7 @@ def test_every_option_has_a_help_text():
     [
         (["--no_such_option", "1"], "unrecognized arguments: --no_such_option 1"),
         (["--learn", "1"], "unrecognized arguments: --learn 1"),
+        (["--config"], "argument --config: expected one argument"),
         (["--seed", "many"], "argument --seed: invalid int value: 'many'"),
         (["--mixed_precision", "fp8"], "invalid choice: 'fp8'"),
     ],
@@ -95,6 +101,8 @@ def test_words_that_cannot_be_parsed(words, message, capsys):
         ({"mask_ratio": 0.0}, "mask_ratio must lie between 0 and 1, both excluded, got 0.0"),
         ({"mask_replace_probability": 1.2}, "mask_replace_probability must lie in"),
         ({"train_val_split": 1.5}, "train_val_split must lie between"),
+        ({"adam_beta1": 1.5}, r"adam_beta1 must lie in \[0, 1\), got 1.5"),
+        ({"seed": 2**40}, r"seed must be below 2\*\*32"),
         ({"max_train_steps": 0}, "max_train_steps must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0, got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
@@ -106,7 +114,7 @@ def test_words_that_cannot_be_parsed(words, message, capsys):
         ({"config_overrides": "hidden_size"}, "'hidden_size' is not 'field=value'"),
         ({"config_overrides": "hidden_size=big"}, "'hidden_size' expected int, got str"),
         ({"config_overrides": "norm_pix_loss=true"}, "norm_pix_loss=True is not supported"),
-        ({"model_name_or_path": "nowhere/at all"}, "model_name_or_path"),
+        ({"model_name_or_path": "nowhere/at all"}, "cannot load 'nowhere/at all'"),
     ],
 )
 def test_values_that_are_not_allowed(options, message):

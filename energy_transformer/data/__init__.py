@@ -7,6 +7,7 @@ from .images import (
     load_image,
     load_image_processor,
     normalize,
+    processor_sizes,
     resize_to_tensor,
 )
 from .loading import load_image_datasets
@@ -19,5 +20,6 @@ __all__ = [
     "load_image_datasets",
     "load_image_processor",
     "normalize",
+    "processor_sizes",
     "resize_to_tensor",
 ]

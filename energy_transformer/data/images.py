@@ -16,15 +16,21 @@ from ..errors import UserError
 from ..hub import load_pretrained
 
 
+def processor_sizes(height: int, width: int) -> dict[str, dict[str, int]]:
+    """`size` and `crop_size` of a processor: a square is cut from the middle of the image, resized to cover it; to
+    another shape the image is resized whole, so that images that have it already are left as they are."""
+    target = {"height": height, "width": width}
+    return {"size": {"shortest_edge": height} if height == width else target, "crop_size": target}
+
+
 def build_image_processor(image_size: tuple[int, int], num_channels: int = 3) -> PilBackend:
-    """A processor that resizes to cover (height, width), crops the centre, and maps [0, 255] to [-1, 1].
+    """A processor that resizes and crops as [`processor_sizes`] says, and maps [0, 255] to [-1, 1].
 
     It is transformers' own BiT processor, so `AutoImageProcessor` loads what `save_pretrained` writes.
     """
     height, width = image_size
     return BitImageProcessorPil(
-        size={"shortest_edge": max(height, width)},
-        crop_size={"height": height, "width": width},
+        **processor_sizes(height, width),
         image_mean=[0.5] * num_channels,
         image_std=[0.5] * num_channels,
         do_convert_rgb=num_channels == 3,
@@ -66,7 +72,11 @@ def load_image(source: dict[str, Any], num_channels: int, where: str) -> Image.I
     name = source.get("path") or where
     try:
         image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") else source["path"])
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"cannot read the image {name}: it has more than 8 bits a channel (mode {image.mode})")
         return image.convert("L" if num_channels == 1 else "RGB")
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image {name}: {error}") from error
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import datasets
-from pyarrow import ArrowInvalid
 
 from ..errors import UserError
 from .demo import load_demo_dataset
@@ -31,8 +30,8 @@ def load_image_datasets(
         train_dir: a folder of images, a parquet file or a folder of parquet files, in place of `dataset_name`.
         validation_dir: the same for the held-out images.
         train_val_split: share of the training images held out where there is no other split.
-        max_train_samples, max_eval_samples: use only so many.
-        seed: decides which images are held out.
+        max_train_samples, max_eval_samples: use only so many, drawn with the seed.
+        seed: decides which images are held out or left out.
 
     Raises:
         UserError: when nothing can be loaded, or there is no such column; the message says what to do.
@@ -41,6 +40,10 @@ def load_image_datasets(
         splits = datasets.DatasetDict({"train": _load_local("train_dir", train_dir)})
     elif dataset_name == "demo":
         splits = load_demo_dataset()
+    elif Path(dataset_name).is_file():
+        splits = datasets.DatasetDict({"train": _load_local("dataset_name", dataset_name)})
+    elif dataset_name.startswith((".", "/", "~")) and not Path(dataset_name).exists():
+        raise UserError(f"dataset_name: there is no file or folder {dataset_name}")
     else:
         splits = _load_named(dataset_name, dataset_config_name)
     if "train" not in splits:
@@ -52,21 +55,23 @@ def load_image_datasets(
     elif held_out_name is not None:
         held_out = splits[held_out_name]
     else:
+        if len(train) < 2:
+            raise UserError(f"train_val_split needs 2 training images, or pass validation_dir; got {len(train)}")
         parts = train.train_test_split(test_size=train_val_split, seed=seed)
         train, held_out = parts["train"], parts["test"]
     column = _image_column(train, image_column_name)
     _image_column(held_out, column)
-    train = _first(train, max_train_samples, "max_train_samples")
-    held_out = _first(held_out, max_eval_samples, "max_eval_samples")
+    train = _some(train, max_train_samples, "max_train_samples", seed)
+    held_out = _some(held_out, max_eval_samples, "max_eval_samples", seed)
     return datasets.DatasetDict({"train": train, "validation": held_out}), column
 
 
-def _first(split: datasets.Dataset, count: int | None, name: str) -> datasets.Dataset:
+def _some(split: datasets.Dataset, count: int | None, name: str, seed: int) -> datasets.Dataset:
     if count is None:
         return split
     if count < 1:
         raise UserError(f"{name} must be at least 1, got {count}")
-    return split.select(range(min(count, len(split))))
+    return split if count >= len(split) else split.shuffle(seed=seed).select(range(count))
 
 
 def _load_local(option: str, location: str) -> datasets.Dataset:
@@ -81,7 +86,7 @@ def _load_local(option: str, location: str) -> datasets.Dataset:
     builder = "parquet" if parquet else "imagefolder"
     try:
         return datasets.load_dataset(builder, data_files={"train": files}, split="train")
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, ArrowInvalid) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise UserError(f"{option}: no images could be read from {location}: {_reason(error)}") from error
 
 
@@ -89,7 +94,7 @@ def _load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
     """A dataset of the Hub, or a local folder with its splits laid out as `datasets` knows them."""
     try:
         return datasets.load_dataset(name, config_name)
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
     except OSError as error:  # as are ConnectionError and the Hub's own errors
         if Path(name).exists():

@@ -1,6 +1,5 @@
 """The options of the training scripts: one dataclass, filled from a YAML file and then from the command line."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -89,6 +88,11 @@ class MaskedImageModelingArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise UserError(f"seed must be below 2**32, got {self.seed}")
         for name in ("learning_rate", "num_train_epochs", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be greater than 0, got {getattr(self, name)}")
@@ -142,12 +146,17 @@ def parse_arguments(
         UserError: for an unreadable file, an unknown key in it, or a value that is not allowed.
         SystemExit: with code 2 and one line for an unknown option or a value of the wrong type.
     """
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser = OneLineErrors(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, default=default_config)
-    namespace, words = config_parser.parse_known_args(argv)
+    config, words = config_parser.parse_known_args(argv)
     parser = _OptionParser(MaskedImageModelingArguments, description=description, allow_abbrev=False)
     parser.add_argument("--config", help=f"YAML file with options, default: {default_config}")
     known = {option.name for option in fields(MaskedImageModelingArguments)}
-    values = vars(parser.parse_args([*_as_command_line(namespace.config, known), *words]))
+    overrides_parser = OneLineErrors(add_help=False, allow_abbrev=False)
+    overrides_parser.add_argument("--config_overrides", action="append", default=[])
+    overrides, words = overrides_parser.parse_known_args([*_as_command_line(config.config, known), *words])
+    if overrides.config_overrides:  # those of the file and of the command line, which comes later and wins
+        words.append(f"--config_overrides={','.join(overrides.config_overrides)}")
+    values = vars(parser.parse_args(words))
     values.pop("config")
     return MaskedImageModelingArguments(**values)

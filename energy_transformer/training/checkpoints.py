@@ -5,12 +5,22 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from ..errors import UserError
 from .arguments import MaskedImageModelingArguments
 
 _PROGRESS = "progress.json"
-_RUN_FILES = ("all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", "samples/*.png")
+_KEPT = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "dataset_name", "train_dir")
+_RUN_FILES = [
+    "all_results.json",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "samples/descent.png",
+    "samples/energy.png",
+    "samples/reconstructions.png",
+]
 
 
 def saved_states(output_dir: Path) -> list[Path]:
@@ -58,9 +68,8 @@ def prepare_output_dir(args: MaskedImageModelingArguments) -> None:
 
 def _delete_run(folder: Path) -> None:
     """Delete what a run writes, and nothing else that may stand in the folder."""
-    for pattern in _RUN_FILES:
-        for path in folder.glob(pattern):
-            path.unlink()
+    for name in _RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
     for state in [*saved_states(folder), *folder.glob(".saving-*")]:
         shutil.rmtree(state)
 
@@ -94,7 +103,8 @@ def save_state(accelerator: Accelerator, args: MaskedImageModelingArguments, ste
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (temporary / _PROGRESS).write_text(json.dumps({"step": step}))
+        progress = {"step": step, **{name: getattr(args, name) for name in _KEPT}}
+        (temporary / _PROGRESS).write_text(json.dumps(progress))
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -104,7 +114,21 @@ def save_state(accelerator: Accelerator, args: MaskedImageModelingArguments, ste
     accelerator.wait_for_everyone()
 
 
-def load_state(accelerator: Accelerator, state: Path) -> int:
-    """Restore a saved state; returns the optimizer steps it had done."""
-    accelerator.load_state(str(state))
-    return json.loads((state / _PROGRESS).read_text())["step"]
+def load_state(accelerator: Accelerator, args: MaskedImageModelingArguments, state: Path) -> int:
+    """Restore a saved state; returns the optimizer steps it had done.
+
+    Raises:
+        UserError: when it is damaged, or of a run with other data, another model, seed or batch.
+    """
+    try:
+        progress = json.loads((state / _PROGRESS).read_text())
+        for name in _KEPT:
+            if progress[name] != getattr(args, name):
+                raise UserError(
+                    f"resume_from_checkpoint: {state} was saved with {name}={progress[name]}, got {getattr(args, name)}"
+                )
+        accelerator.load_state(str(state))
+    except (OSError, RuntimeError, KeyError, EOFError, json.JSONDecodeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"resume_from_checkpoint: {state} is damaged or of another model: {reason}") from error
+    return progress["step"]

@@ -46,13 +46,14 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
         )
         error = torch.stack([masked_squared_error(p, images, mask, patch_size) for p in predictions], dim=-1)
         errors.append(accelerator.gather_for_metrics(error).cpu())
+    tiny = torch.finfo(torch.float32).tiny
     mean = torch.cat(errors).double().mean(0).tolist()
     return {
         "eval_masked_mse": mean[0],
         "eval_mean_color_mse": mean[1],
         "eval_neighbor_average_mse": mean[2],
-        "eval_ratio_to_mean_color": mean[0] / mean[1],
-        "eval_ratio_to_neighbor_average": mean[0] / mean[2],
+        "eval_ratio_to_mean_color": mean[0] / max(mean[1], tiny),  # constant images have no error to compare with
+        "eval_ratio_to_neighbor_average": mean[0] / max(mean[2], tiny),
         "eval_samples": len(loader.dataset),
     }
 

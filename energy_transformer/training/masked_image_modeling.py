@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,12 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration, set_seed, tqdm
 from torch.utils.data import DataLoader
+from transformers import AutoConfig
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, build_image_processor, load_image_datasets, normalize
 from ..errors import UserError
+from ..hub import load_pretrained
 from ..masking import draw_masks, noise_units
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from .arguments import MaskedImageModelingArguments
@@ -31,6 +34,7 @@ from .evaluation import evaluate, save_pictures
 from .optimization import build_optimizer, build_schedule
 
 logger = get_logger(__name__)
+_ADVICE = "try a smaller learning_rate, a smaller max_grad_norm or mixed_precision no"
 
 
 def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
@@ -39,13 +43,13 @@ def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
     Raises:
         UserError: for an unknown field or an impossible combination.
     """
-    try:
-        if args.model_name_or_path:
-            config = EnergyTransformerConfig.from_pretrained(args.model_name_or_path)
-        else:
-            config = EnergyTransformerConfig()
-    except (OSError, ValueError) as error:
-        raise UserError(f"model_name_or_path {args.model_name_or_path}: {str(error).splitlines()[0]}") from error
+    config = EnergyTransformerConfig()
+    if args.model_name_or_path:
+        config = load_pretrained(AutoConfig, args.model_name_or_path)
+        if not isinstance(config, EnergyTransformerConfig):
+            raise UserError(
+                f"model_name_or_path {args.model_name_or_path} is no Energy Transformer: {config.model_type}"
+            )
     overrides = _parse_overrides(args.config_overrides, config)
     for name in ("image_size", "patch_size", "mask_ratio", "mask_replace_probability"):
         value = getattr(args, name)
@@ -80,10 +84,7 @@ def build_model(args: MaskedImageModelingArguments, config: EnergyTransformerCon
     """A new model, or the weights of `model_name_or_path` under `config`."""
     if not args.model_name_or_path:
         return EnergyTransformerForMaskedImageModeling(config)
-    try:
-        return EnergyTransformerForMaskedImageModeling.from_pretrained(args.model_name_or_path, config=config)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"model_name_or_path {args.model_name_or_path}: {str(error).splitlines()[0]}") from error
+    return load_pretrained(EnergyTransformerForMaskedImageModeling, args.model_name_or_path, config=config)
 
 
 def build_loaders(args: MaskedImageModelingArguments, config: EnergyTransformerConfig, processor):
@@ -106,10 +107,6 @@ def build_loaders(args: MaskedImageModelingArguments, config: EnergyTransformerC
     ):
         images = ImageTensors(splits[name], column, processor)
         training = name == "train"
-        if training and len(images) < batch_size:
-            raise UserError(
-                f"per_device_train_batch_size is {batch_size}, but there are only {len(images)} training images"
-            )
         loaders.append(
             DataLoader(
                 images,
@@ -155,14 +152,12 @@ class Training:
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
         )
+        self._check_precision()
         if self.accelerator.num_processes == 1 and _several_processes_were_asked_for():
             logger.warning(
                 "`accelerate launch --cpu` starts one process, however many are asked for: "
                 "for more, see configuration/accelerate/multi_cpu.yaml"
             )
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            prepare_output_dir(args)
         set_seed(args.seed)
         self.processor = build_image_processor(config.image_height_width, config.num_channels)
         with self.accelerator.main_process_first():
@@ -172,13 +167,26 @@ class Training:
         self.model, self.optimizer, self.train_loader, self.eval_loader = self.accelerator.prepare(
             model, optimizer, train_loader, eval_loader
         )
+        if len(self.train_loader) == 0:
+            raise UserError(
+                f"per_device_train_batch_size is {args.per_device_train_batch_size}, but there are only "
+                f"{len(train_loader.dataset)} training images for {self.accelerator.num_processes} process(es)"
+            )
         self.config = config
         self.steps_per_epoch = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps)
         self.total_steps = args.max_train_steps or math.ceil(args.num_train_epochs * self.steps_per_epoch)
         self.schedule = build_schedule(self.optimizer, args, self.total_steps)
         self.accelerator.register_for_checkpointing(self.schedule)
-        self.step = load_state(self.accelerator, state) if state else 0
-        self.last_loss = float("nan")
+        self.step = load_state(self.accelerator, args, state) if state else 0
+        self.last_loss: float | None = None
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            prepare_output_dir(args)
+        self.accelerator.wait_for_everyone()
+
+    def _check_precision(self) -> None:
+        if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "fp16":
+            raise UserError("mixed_precision fp16 needs a GPU: on the CPU, use bf16 or no")
 
     def _mask_units(self, config: EnergyTransformerConfig) -> int:
         try:
@@ -189,6 +197,9 @@ class Training:
     def run(self) -> dict:
         """Train, evaluate, save. Returns what stands in `all_results.json`."""
         first_step, seconds = self.step, self._train()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._save_model()
         results = {
             **self._evaluate(),
             "train_loss": self.last_loss,
@@ -196,15 +207,17 @@ class Training:
             "train_seconds": seconds,
             "train_samples_per_second": self._images_per_step * (self.step - first_step) / max(seconds, 1e-9),
         }
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._save(results)
+            self._save_results(results)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return results
 
     def _evaluate(self) -> dict[str, float]:
-        return evaluate(self.accelerator, self.model, self.eval_loader, self.processor, self.units, self.args.seed)
+        results = evaluate(self.accelerator, self.model, self.eval_loader, self.processor, self.units, self.args.seed)
+        if not math.isfinite(results["eval_masked_mse"]):
+            raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}")
+        return results
 
     @property
     def _images_per_step(self) -> int:
@@ -220,12 +233,14 @@ class Training:
                 if self.step % 20 == 0 or self.step == self.total_steps:
                     self._report(progress, loss, (self.step - first_step) / (time.perf_counter() - started))
                 if self._is_due(self.args.checkpointing_steps):
+                    self._check_loss(loss)
                     save_state(self.accelerator, self.args, self.step)
                 if self.step == self.total_steps:
                     break
                 if self._is_due(self.args.eval_steps):
                     ratio = self._evaluate()["eval_ratio_to_mean_color"]
-                    progress.write(f"step {self.step}: held-out error {ratio:.3f} of the mean colour's")
+                    if self.accelerator.is_main_process:
+                        progress.write(f"step {self.step}: held-out error {ratio:.3f} of the mean colour's")
         progress.close()
         return time.perf_counter() - started
 
@@ -267,13 +282,14 @@ class Training:
             self.optimizer.zero_grad()
         return loss.detach()
 
+    def _check_loss(self, loss: torch.Tensor) -> float:
+        value = self.accelerator.reduce(loss, "mean").item()
+        if not math.isfinite(value):
+            raise UserError(f"the loss is {value} at step {self.step}: {_ADVICE}")
+        return value
+
     def _report(self, progress, loss: torch.Tensor, steps_per_second: float) -> None:
-        self.last_loss = self.accelerator.reduce(loss, "mean").item()
-        if not math.isfinite(self.last_loss):
-            raise UserError(
-                f"the loss is {self.last_loss} at step {self.step}: "
-                "try a smaller learning_rate, a smaller max_grad_norm or mixed_precision no"
-            )
+        self.last_loss = self._check_loss(loss)
         progress.set_postfix(
             {"loss": f"{self.last_loss:.4f}", "images/s": f"{steps_per_second * self._images_per_step:.0f}"}
         )
@@ -282,12 +298,18 @@ class Training:
         interval = self.steps_per_epoch if every == "epoch" else int(every or 0)
         return bool(interval) and self.step % interval == 0
 
-    def _save(self, results: dict) -> None:
+    def _save_model(self) -> None:
+        """Model and processor, written beside the folder's files and moved into their places when complete."""
         folder = Path(self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        images = self.eval_loader.dataset
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+            self.accelerator.unwrap_model(self.model).save_pretrained(temporary)
+            self.processor.save_pretrained(temporary)
+            for path in Path(temporary).iterdir():
+                path.replace(folder / path.name)
+
+    def _save_results(self, results: dict) -> None:
+        folder = Path(self.args.output_dir)
+        model, images = self.accelerator.unwrap_model(self.model), self.eval_loader.dataset
         save_pictures(model, images, self.processor, self.units, self.args, folder / "samples")
         record = {
             **results,
@@ -300,5 +322,5 @@ class Training:
             "arguments": asdict(self.args),
         }
         temporary = folder / ".all_results.json"
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, folder / "all_results.json")
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        temporary.replace(folder / "all_results.json")
