@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention_backends import at_least_float32
 from .configuration_energy_transformer import EnergyTransformerConfig
-from .descent import descent_step, energy_parts, padding_mask
+from .descent import descent_step, energy_gradient, energy_parts, padding_mask
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
 from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
 from .masking import draw_masks, split_mask_values
@@ -63,8 +63,13 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
         """Attention and Hopfield energy of each token, both (B, N), of the states x (B, N, D)."""
         return energy_parts(self.norm(x), self.attention, self.hopfield, mask, tokens)
 
-    def forward(self, x, mask=None, tokens=None) -> torch.Tensor:
-        return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
+    def forward(self, x, mask=None, tokens=None, output_attentions=False):
+        """The next states, and with `output_attentions` also the attention weights (B, H, N, N) that led to them."""
+        if not output_attentions:
+            return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
+        g = self.norm(x)
+        weights = self.attention.attention_weights(g, mask)
+        return x - self.step_size * energy_gradient(g, self.attention, self.hopfield, mask, tokens, weights), weights
 
 
 class EnergyTransformerPreTrainedModel(PreTrainedModel):
@@ -230,8 +235,10 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             if keep_energies:
                 parts.append(layer.energy_parts(x, mask, tokens))
             if keep_attentions:
-                attentions.append(layer.attention.attention_weights(layer.norm(x), mask))
-            x = layer(x, mask, tokens)
+                x, weights = layer(x, mask, tokens, output_attentions=True)
+                attentions.append(weights)
+            else:
+                x = layer(x, mask, tokens)
             if keep_states:
                 states.append(x)
         if keep_energies:

@@ -144,6 +144,9 @@ def test_what_is_recorded_along_the_descent(small_config):
     assert len(outputs.attentions) == 6 and outputs.attentions[0].shape == (2, 3, 25, 25)
     torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 3, 25))
     torch.testing.assert_close(model.layers[1].norm(outputs.hidden_states[-1]), outputs.last_hidden_state)
+    outputs.attentions[0].retain_grad()
+    outputs.last_hidden_state.square().sum().backward()
+    assert outputs.attentions[0].grad.abs().max() > 0, "the weights returned are those that the descent used"
     plain = model(images(2, 3, 16, 24), return_dict=False)
     assert len(plain) == 1 and torch.equal(plain[0], outputs.last_hidden_state)
 
