@@ -81,6 +81,7 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _input_embed_layer = "patch_embeddings"
     _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
 
     @torch.no_grad()
@@ -160,9 +161,6 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         self.embeddings = EnergyTransformerEmbeddings(config, use_mask_token)
         self.layers = nn.ModuleList([EnergyTransformerLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
 
     def _steps(self, num_steps: int | None) -> Iterator[EnergyTransformerLayer]:
         """The layer of each step, in order."""
