@@ -19,7 +19,7 @@ from .configuration_energy_transformer import EnergyTransformerConfig
 from .descent import descent_step, energy_gradient, energy_parts, padding_mask
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
 from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
-from .masking import draw_masks, split_mask_values
+from .masking import draw_masks, fixed_noise, split_mask_values
 from .outputs import (
     EnergyParts,
     EnergyTransformerImageClassifierOutput,
@@ -321,11 +321,11 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         """Masks of `config.mask_ratio`; in evaluation without noise or generator always the same ones."""
         config = self.config
         grid = self.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
-        if noise is None:
-            if generator is None and not self.training:
-                generator = torch.Generator(pixel_values.device).manual_seed(0)
-            shape = (pixel_values.shape[0], grid[0] * grid[1])
-            noise = torch.rand(shape, generator=generator, device=pixel_values.device)
+        shape, device = (pixel_values.shape[0], grid[0] * grid[1]), pixel_values.device
+        if noise is None and generator is None and not self.training:
+            noise = fixed_noise(*shape, device=device)
+        elif noise is None:
+            noise = torch.rand(shape, generator=generator, device=device)
         return draw_masks(config.mask_type, noise, grid, config.mask_ratio, config.mask_replace_probability)
 
     def _loss(self, pixel_values, reconstruction, mask):

@@ -125,7 +125,9 @@ def test_norm_pix_loss_normalises_the_target(small_model):
 
 def test_masks_that_are_drawn(small_model):
     pixels = images(2, 3, 16, 24)
-    assert torch.equal(small_model(pixels).mask, small_model(pixels).mask), "evaluation has no hidden randomness"
+    mask = small_model(pixels).mask
+    assert torch.equal(small_model(pixels).mask, mask), "evaluation has no hidden randomness"
+    assert torch.equal(small_model(pixels[:1]).mask, mask[:1]) and not torch.equal(mask[0], mask[1])
     small_model.train()
     assert not torch.equal(small_model(pixels).mask, small_model(pixels).mask)
     noise = torch.rand(2, 24, generator=torch.Generator().manual_seed(3))
