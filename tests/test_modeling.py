@@ -153,6 +153,19 @@ def test_what_is_recorded_along_the_descent(small_config):
     assert len(plain) == 1 and torch.equal(plain[0], outputs.last_hidden_state)
 
 
+def test_some_of_the_states_are_recorded(small_model):
+    pixels, mask = images(1, 3, 16, 24), random_mask(1, 24)
+    every = small_model(pixels, bool_masked_pos=mask, output_hidden_states=True).hidden_states
+    for wanted in ([0, -1], -1, [2]):
+        some = small_model(pixels, bool_masked_pos=mask, output_hidden_states=wanted).hidden_states
+        indices = {index % 4 for index in ([wanted] if isinstance(wanted, int) else wanted)}
+        assert [index for index, state in enumerate(some) if state is not None] == sorted(indices)
+        assert all(torch.equal(some[index], every[index]) for index in indices)
+        torch.testing.assert_close(small_model.decode_states(some), small_model.decode_states(every)[sorted(indices)])
+    with pytest.raises(ValueError, match=r"indices of the 4 states, got \[4\]"):
+        small_model(pixels, output_hidden_states=[4])
+
+
 def test_number_of_steps_at_call_time(small_model):
     pixels, mask = images(1, 3, 16, 24), random_mask(1, 24)
     long = small_model(pixels, bool_masked_pos=mask, num_steps=7, output_hidden_states=True, output_energies=True)
