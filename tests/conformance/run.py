@@ -5,6 +5,7 @@ packages are not in it; what our models need of them is in `stand_ins/`.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,11 @@ def unpack(archive: Path) -> Path:
         tar.extractall(CACHE, members, filter="data")
     shutil.copytree(HERE / "stand_ins", folder / "tests", dirs_exist_ok=True)
     (folder / "tests" / "__init__.py").touch()
+    mixin = (folder / "tests" / "test_pipeline_mixin.py").read_text()
+    for module, name in re.findall(r"^from \.pipelines\.(\w+) import (\w+)", mixin, re.MULTILINE):
+        test = folder / "tests" / "pipelines" / f"{module}.py"
+        if not test.exists():  # older suites import the tests of all pipelines at once
+            test.write_text(f"class {name}:\n    pass\n")
     (folder / "src").mkdir()
     (folder / "src" / "transformers").symlink_to(Path(transformers.__file__).parent)
     return folder
