@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train test test-slow lint format clean
+.PHONY: help train test test-slow conformance lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -28,6 +28,9 @@ test: $(INSTALLED) ## Run the test suite
 test-slow: $(INSTALLED) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+conformance: $(INSTALLED) ## Run transformers' own common tests on the models (downloads their source)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/run.py $(ARGS)
+
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +41,4 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything that was made
-	rm -rf .venv outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .conformance outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

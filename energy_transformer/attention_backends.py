@@ -62,7 +62,12 @@ def eager_logsumexp(query, key, beta, mask=None):
     return scores.masked_fill(idle, 0.0).logsumexp(-1).masked_fill(idle.squeeze(-1), 0.0)
 
 
-def eager_attention(query, key, beta, mask=None) -> AttentionTerms:
-    """Both terms of the gradient through the whole N×N matrix. Arguments as for [`eager_scores`]."""
-    weights = eager_attention_weights(query, key, beta, mask).to(query.dtype)
+def eager_attention(query, key, beta, mask=None, weights=None) -> AttentionTerms:
+    """Both terms of the gradient through the whole N×N matrix, `weights` (computed when None).
+
+    Other arguments as for [`eager_scores`].
+    """
+    if weights is None:
+        weights = eager_attention_weights(query, key, beta, mask)
+    weights = weights.to(query.dtype)
     return AttentionTerms(weights @ key, weights.transpose(-1, -2) @ query)

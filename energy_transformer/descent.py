@@ -25,6 +25,7 @@ def energy_gradient(
     hopfield: BaseModernHopfield,
     mask: torch.Tensor | None = None,
     tokens: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gradient (..., N, D) of the attention energy plus the Hopfield energy at the normalised tokens g.
 
@@ -34,11 +35,12 @@ def energy_gradient(
         tokens (`torch.BoolTensor` of shape `(..., N)`, *optional*):
             False for padding, which has no Hopfield energy. It has no attention energy either, and never moves, when
             its rows and columns of `mask` are False: see [`padding_mask`].
+        weights (`torch.Tensor` of shape `(..., H, N, N)`, *optional*): the attention weights at g, when known.
     """
     by_hopfield = hopfield.grad(g)
     if tokens is not None:
         by_hopfield = by_hopfield.masked_fill(~tokens[..., None], 0.0)
-    return attention.grad(g, mask) + by_hopfield
+    return attention.grad(g, mask, weights) + by_hopfield
 
 
 def energy_parts(

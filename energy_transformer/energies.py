@@ -210,9 +210,14 @@ class EnergyAttention(_Energy):
         """A, shape (..., H, N, N), rows for queries."""
         return eager_attention_weights(*self._query_key_mask(g, mask))
 
-    def grad(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """dE/dg in closed form, shape (..., N, D). Arguments as for [`token_energies`]."""
-        by_keys, by_queries = eager_attention(*self._query_key_mask(g, mask))
+    def grad(
+        self, g: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """dE/dg in closed form, shape (..., N, D), with the [`attention_weights`] given or computed.
+
+        Other arguments as for [`token_energies`].
+        """
+        by_keys, by_queries = eager_attention(*self._query_key_mask(g, mask), weights=weights)
         by_keys = by_keys.transpose(-3, -2).flatten(-2)
         by_queries = by_queries.transpose(-3, -2).flatten(-2)
         return -(by_keys @ self.Wq.flatten(0, 1) + by_queries @ self.Wk.flatten(0, 1))

@@ -26,6 +26,19 @@ def count_masked(num_units: int, mask_ratio: float, replace_probability: float) 
     return masked, round(replace_probability * masked)
 
 
+def fixed_noise(images: int, units: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """Noise (B, units) in [0, 1) that is the same on every device and, for an image, in every batch.
+
+    It looks uniform and independent, and needs no generator, so that a graph of the model can be exported: each
+    number is a hash of its place, by multiplications modulo 2³² and shifts, of which the upper 24 bits are kept.
+    """
+    bits = torch.arange(1, images * units + 1, device=device)
+    for _ in range(2):
+        bits = (bits ^ (bits >> 16)) * 0x45D9F3B & 0xFFFFFFFF
+    bits = bits ^ (bits >> 16)
+    return ((bits >> 8).float() / 2**24).view(images, units)
+
+
 def scatter_masks(
     noise: torch.Tensor,
     grid: tuple[int, int],

@@ -16,10 +16,10 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention_backends import at_least_float32
 from .configuration_energy_transformer import EnergyTransformerConfig
-from .descent import descent_step, energy_parts, padding_mask
+from .descent import descent_step, energy_gradient, energy_parts, padding_mask
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
 from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
-from .masking import draw_masks, split_mask_values
+from .masking import draw_masks, fixed_noise, split_mask_values
 from .outputs import (
     EnergyParts,
     EnergyTransformerImageClassifierOutput,
@@ -63,8 +63,13 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
         """Attention and Hopfield energy of each token, both (B, N), of the states x (B, N, D)."""
         return energy_parts(self.norm(x), self.attention, self.hopfield, mask, tokens)
 
-    def forward(self, x, mask=None, tokens=None) -> torch.Tensor:
-        return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
+    def forward(self, x, mask=None, tokens=None, output_attentions=False):
+        """The next states, and with `output_attentions` also the attention weights (B, H, N, N) that led to them."""
+        if not output_attentions:
+            return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
+        g = self.norm(x)
+        weights = self.attention.attention_weights(g, mask)
+        return x - self.step_size * energy_gradient(g, self.attention, self.hopfield, mask, tokens, weights), weights
 
 
 class EnergyTransformerPreTrainedModel(PreTrainedModel):
@@ -76,6 +81,8 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _input_embed_layer = "patch_embeddings"
+    _can_record_outputs: ClassVar = {"hidden_states": EnergyTransformerLayer, "attentions": EnergyTransformerLayer}
     _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
 
     @torch.no_grad()
@@ -156,9 +163,6 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         self.layers = nn.ModuleList([EnergyTransformerLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
-
     def _steps(self, num_steps: int | None) -> Iterator[EnergyTransformerLayer]:
         """The layer of each step, in order."""
         num_steps = self.config.num_steps if num_steps is None else num_steps
@@ -175,7 +179,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         output_energies: bool = False,
         output_energy_parts: bool = False,
@@ -192,14 +196,15 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
                 which has no energy and does not move. (B, N, N): True where the token of the row may attend to the
                 token of the column; a row without any True only descends on the Hopfield energy.
             interpolate_pos_encoding (`bool`): run at any size that the patch size divides.
-            output_hidden_states, output_attentions, output_energies, output_energy_parts (`bool`):
-                Record the descent.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
+                Record the states x_0 … x_T, or only those of the given indices, with None for the others.
+            output_attentions, output_energies, output_energy_parts (`bool`, *optional*): Record the descent.
             num_steps (`int`, *optional*): steps of each block, in place of `config.num_steps`.
             return_dict (`bool`, *optional*): False for a plain tuple.
 
         Raises:
-            ValueError: for pixels or masks of the wrong shape, and a size other than the config's without
-                `interpolate_pos_encoding`.
+            ValueError: for pixels or masks of the wrong shape, a size other than the config's without
+                `interpolate_pos_encoding`, and indices of states that there are not.
 
         Example:
 
@@ -213,7 +218,9 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         ([2, 65, 768], [2, 13])
         ```
         """
+        steps = list(self._steps(num_steps))
         keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        kept = _kept_states(keep_states, len(steps) + 1)
         keep_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_energies = output_energies or output_energy_parts
         if bool_masked_pos is not None:
@@ -224,27 +231,38 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         mask, tokens = _split_attention_mask(attention_mask, x)
         dtype = x.dtype
         x = at_least_float32(x)  # the sum of many small steps
-        states, parts, attentions = [x], [], []
+        states, parts, attentions = [x if 0 in kept else None], [], []
         layer = self.layers[0]
-        for layer in self._steps(num_steps):
+        for step, layer in enumerate(steps, start=1):
             if keep_energies:
                 parts.append(layer.energy_parts(x, mask, tokens))
             if keep_attentions:
-                attentions.append(layer.attention.attention_weights(layer.norm(x), mask))
-            x = layer(x, mask, tokens)
-            if keep_states:
-                states.append(x)
+                x, weights = layer(x, mask, tokens, output_attentions=True)
+                attentions.append(weights)
+            else:
+                x = layer(x, mask, tokens)
+            states.append(x if step in kept else None)
         if keep_energies:
             parts.append(layer.energy_parts(x, mask, tokens))
             attention, hopfield = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
             by_token = attention + hopfield
         return EnergyTransformerModelOutput(
             last_hidden_state=(layer.norm(x) if self.final_norm else x).to(dtype),
-            hidden_states=tuple(states) if keep_states else None,
+            hidden_states=tuple(states) if kept else None,
             energies=by_token.sum(-1) if output_energies else None,
             attentions=tuple(attentions) if keep_attentions else None,
             energy_parts=EnergyParts(attention.sum(-1), hopfield.sum(-1), by_token) if output_energy_parts else None,
         )
+
+
+def _kept_states(wanted: bool | int | list[int], count: int) -> set[int]:
+    """Indices of the states to record, of `count`; negative ones are counted from the end."""
+    if isinstance(wanted, bool):
+        return set(range(count)) if wanted else set()
+    indices = [wanted] if isinstance(wanted, int) else wanted
+    if any(not -count <= index < count for index in indices):
+        raise ValueError(f"output_hidden_states must be true, false or indices of the {count} states, got {wanted}")
+    return {index % count for index in indices}
 
 
 def _split_attention_mask(attention_mask, x) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -302,25 +320,28 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         return unpatchify(patches, config.patch_height_width, grid or config.grid_size, config.num_channels)
 
     def decode_states(self, hidden_states: tuple[torch.Tensor, ...], grid: tuple[int, int] | None = None):
-        """The states x_0 … x_T of a descent to images (T + 1, B, C, H, W), as if the descent ended there."""
+        """The states x_0 … x_T of a descent to images (T + 1, B, C, H, W), as if the descent ended there.
+
+        States that are None, because `output_hidden_states` did not ask for them, are left out.
+        """
         layers = self.energy_transformer.layers
         steps = max(1, (len(hidden_states) - 1) // len(layers))
         dtype = self.energy_transformer.embeddings.position_embeddings.dtype
         if not self.energy_transformer.final_norm:
-            return torch.stack([self.decode(x.to(dtype), grid) for x in hidden_states])
+            return torch.stack([self.decode(x.to(dtype), grid) for x in hidden_states if x is not None])
         norms = [layers[min(max(t - 1, 0) // steps, len(layers) - 1)].norm for t in range(len(hidden_states))]
-        images = [self.decode(norm(x).to(dtype), grid) for norm, x in zip(norms, hidden_states, strict=True)]
-        return torch.stack(images)
+        recorded = [(norm, x) for norm, x in zip(norms, hidden_states, strict=True) if x is not None]
+        return torch.stack([self.decode(norm(x).to(dtype), grid) for norm, x in recorded])
 
     def _draw_masks(self, pixel_values, noise, generator):
         """Masks of `config.mask_ratio`; in evaluation without noise or generator always the same ones."""
         config = self.config
         grid = self.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
-        if noise is None:
-            if generator is None and not self.training:
-                generator = torch.Generator(pixel_values.device).manual_seed(0)
-            shape = (pixel_values.shape[0], grid[0] * grid[1])
-            noise = torch.rand(shape, generator=generator, device=pixel_values.device)
+        shape, device = (pixel_values.shape[0], grid[0] * grid[1]), pixel_values.device
+        if noise is None and generator is None and not self.training:
+            noise = fixed_noise(*shape, device=device)
+        elif noise is None:
+            noise = torch.rand(shape, generator=generator, device=device)
         return draw_masks(config.mask_type, noise, grid, config.mask_ratio, config.mask_replace_probability)
 
     def _loss(self, pixel_values, reconstruction, mask):
@@ -341,7 +362,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         generator: torch.Generator | None = None,
         attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         output_energies: bool = False,
         output_energy_parts: bool = False,
@@ -465,7 +486,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
         labels: torch.Tensor | None = None,
         attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         output_energies: bool = False,
         output_energy_parts: bool = False,

@@ -30,7 +30,8 @@ class EnergyTransformerModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`): norm(x_T), in the dtype of the model.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(B, N, D)`, *optional*):
-            The states x_0 … x_T of the descent; with several blocks, those of all blocks one after the other.
+            The states x_0 … x_T of the descent; with several blocks, those of all blocks one after the other. None in
+            the place of a state that `output_hidden_states` did not ask for.
         energies (`torch.FloatTensor` of shape `(B, T + 1)`, *optional*):
             Energy of each image at each state; with several blocks, that of the block whose step comes next.
         attentions (`tuple` of `torch.FloatTensor` of shape `(B, H, N, N)`, *optional*): for each step.

@@ -8,6 +8,7 @@ import torch
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 
+collect_ignore = ["conformance"]  # run by `make conformance`
 REFERENCE = Path(__file__).parent / "reference"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from energy_transformer.masking import count_masked, noise_units, scatter_masks
+from energy_transformer.masking import count_masked, fixed_noise, noise_units, scatter_masks
 
 
 def test_paper_split():
@@ -27,6 +27,18 @@ def test_every_patch_is_hidden_equally_often():
     noise = torch.rand(4000, 16, generator=torch.Generator().manual_seed(0))
     share = scatter_masks(noise, (4, 4), 0.5)[0].float().mean(0)
     assert (share - 0.5).abs().max() < 0.04  # five standard deviations
+
+
+def test_fixed_noise_is_uniform_and_independent():
+    noise = fixed_noise(4000, 16)
+    assert noise.equal(fixed_noise(5000, 16)[:4000]) and noise.min() >= 0 and noise.max() < 1
+    share = scatter_masks(noise, (4, 4), 0.5)[0].float().mean(0)
+    assert (share - 0.5).abs().max() < 0.04  # five standard deviations
+    ordered = noise.flatten().double().sort().values
+    assert (ordered - torch.linspace(0, 1, ordered.numel()).double()).abs().max() < 1.6 / ordered.numel() ** 0.5
+    for sample in (fixed_noise(1000, 196), fixed_noise(1000, 196).T):  # between patches, between images
+        correlations = sample.T.corrcoef()[~torch.eye(sample.shape[1], dtype=torch.bool)]
+        assert correlations.abs().max() < 5.5 / sample.shape[0] ** 0.5
 
 
 def test_larger_units_are_hidden_as_a_whole():

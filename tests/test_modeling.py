@@ -125,7 +125,9 @@ def test_norm_pix_loss_normalises_the_target(small_model):
 
 def test_masks_that_are_drawn(small_model):
     pixels = images(2, 3, 16, 24)
-    assert torch.equal(small_model(pixels).mask, small_model(pixels).mask), "evaluation has no hidden randomness"
+    mask = small_model(pixels).mask
+    assert torch.equal(small_model(pixels).mask, mask), "evaluation has no hidden randomness"
+    assert torch.equal(small_model(pixels[:1]).mask, mask[:1]) and not torch.equal(mask[0], mask[1])
     small_model.train()
     assert not torch.equal(small_model(pixels).mask, small_model(pixels).mask)
     noise = torch.rand(2, 24, generator=torch.Generator().manual_seed(3))
@@ -144,8 +146,24 @@ def test_what_is_recorded_along_the_descent(small_config):
     assert len(outputs.attentions) == 6 and outputs.attentions[0].shape == (2, 3, 25, 25)
     torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 3, 25))
     torch.testing.assert_close(model.layers[1].norm(outputs.hidden_states[-1]), outputs.last_hidden_state)
+    outputs.attentions[0].retain_grad()
+    outputs.last_hidden_state.square().sum().backward()
+    assert outputs.attentions[0].grad.abs().max() > 0, "the weights returned are those that the descent used"
     plain = model(images(2, 3, 16, 24), return_dict=False)
     assert len(plain) == 1 and torch.equal(plain[0], outputs.last_hidden_state)
+
+
+def test_some_of_the_states_are_recorded(small_model):
+    pixels, mask = images(1, 3, 16, 24), random_mask(1, 24)
+    every = small_model(pixels, bool_masked_pos=mask, output_hidden_states=True).hidden_states
+    for wanted in ([0, -1], -1, [2]):
+        some = small_model(pixels, bool_masked_pos=mask, output_hidden_states=wanted).hidden_states
+        indices = {index % 4 for index in ([wanted] if isinstance(wanted, int) else wanted)}
+        assert [index for index, state in enumerate(some) if state is not None] == sorted(indices)
+        assert all(torch.equal(some[index], every[index]) for index in indices)
+        torch.testing.assert_close(small_model.decode_states(some), small_model.decode_states(every)[sorted(indices)])
+    with pytest.raises(ValueError, match=r"indices of the 4 states, got \[4\]"):
+        small_model(pixels, output_hidden_states=[4])
 
 
 def test_number_of_steps_at_call_time(small_model):
