@@ -163,6 +163,34 @@ def test_seed_block(name, nested, tmp_path):
     assert_close(torch.stack(model(ref["x"])[2]), ref["energies"])
 
 
+ONE_NUMBER = [
+    {"n_heads": 1, "hopfield_type": "softmax"},
+    {"n_heads": 1, "hopfield_type": "relu"},
+    {"n_heads": 3, "hopfield_type": "softmax", "beta": torch.tensor(0.3)},
+    {"n_heads": 3, "hopfield_type": "softmax", "beta": torch.tensor([0.3])},
+    {"n_heads": 3, "hopfield_type": "relu", "beta": torch.tensor([0.3])},
+]
+
+
+@pytest.mark.parametrize("arguments", ONE_NUMBER, ids=str)
+def test_seed_block_whose_beta_is_one_number(arguments, tmp_path):
+    """One head, or one number for all heads; a hopfield.beta without an axis tells that the network is a softmax."""
+    torch.manual_seed(0)
+    original = EnergyTransformer(12, 20, n_iters_default=12, **arguments).double()
+    for parameter in original.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    state = original.state_dict()
+    assert state["mha.beta"].shape == (1,)
+    torch.save(state, tmp_path / "seed.pt")
+    kind = arguments["hopfield_type"]
+    open_ = state["hopfield.beta"].ndim == 1
+    convert_checkpoint(tmp_path / "seed.pt", tmp_path / "converted", hopfield_activation=kind if open_ else None)
+    model = load_energy_transformer(tmp_path / "converted")
+    assert {name: value.shape for name, value in model.state_dict().items()} == {n: v.shape for n, v in state.items()}
+    x = torch.randn(2, 5, 12).double()
+    assert_close(model(x), original(x))
+
+
 def seed_image_model(activation):
     """The parts of the seed's example script, with other sizes: one module that holds them under the script's names."""
     torch.manual_seed(0)
