@@ -14,14 +14,8 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import (
-    REFERENCE,
-    flax_bytes,
-    lemon_state,
-    load_reference,
-    seed_state,
-    with_prefix,
-)
+from foreign_checkpoints import flax_bytes, lemon_state, seed_state
+from reference_numbers import FOLDER, load, under
 
 from energy_transformer import EnergyTransformer
 from energy_transformer.conversion import convert_checkpoint
@@ -59,9 +53,7 @@ def write_flax(path, tensors):
 
 
 def flax_parameters(name):
-    return {
-        key.replace("/", "."): value for key, value in with_prefix(load_reference(name), "param/", "param.").items()
-    }
+    return {key.replace("/", "."): value for key, value in under(load(name), "param/", "param.").items()}
 
 
 def seed_image_parameters():
@@ -79,7 +71,7 @@ def seed_image_parameters():
 
 # origin: how to write it, its tensors, and the axes that no other tensor fixes
 ORIGINS = {
-    "plaindict": (write_npz, lambda: load_arrays("jax_plaindict_ckpt.npz"), {("Xi", 1)}),
+    "plaindict": (write_npz, lambda: load("jax_plaindict_ckpt.npz"), {("Xi", 1)}),
     "flax": (
         write_flax,
         lambda: flax_parameters("jax_flax_masked_image.npz"),
@@ -92,7 +84,7 @@ ORIGINS = {
     ),
     "seed": (
         lambda path, tensors: torch.save(tensors, path),
-        lambda: seed_state(load_reference("seed_energy_transformer_relu.npz")),
+        lambda: seed_state(load("seed_energy_transformer_relu.npz")),
         {("hopfield.W", 1), ("pos_embedding", 1)},
     ),
     "seed image model": (
@@ -102,16 +94,10 @@ ORIGINS = {
     ),
     "lemon": (
         lambda path, tensors: torch.save({"model": tensors}, path),
-        lambda: lemon_state(load_reference("more/lemon_2block_bias.npz")),
+        lambda: lemon_state(load("more/lemon_2block_bias.npz")),
         set(),
     ),
 }
-
-
-def load_arrays(name):
-    ref = load_reference(name)
-    ref.pop("config")
-    return ref
 
 
 @pytest.fixture(params=ORIGINS)
@@ -151,13 +137,13 @@ def test_every_size_is_checked(origin, tmp_path):
 
 
 def test_contradicting_shapes_are_named(tmp_path):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     write_npz(tmp_path / "checkpoint", {**tensors, "Benc": torch.zeros(25)})
     refused(tmp_path / "checkpoint", "Benc has shape (25,), expected (D) with D = 24 as in Wq")
 
 
 def test_integers_are_no_weights(tmp_path):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     write_npz(tmp_path / "checkpoint", {**tensors, "Xi": tensors["Xi"].long()})
     refused(tmp_path / "checkpoint", "Xi holds torch.int64")
 
@@ -173,7 +159,7 @@ def test_numbers_that_are_not_finite_are_no_weights(origin, value, tmp_path):
 
 
 def test_numbers_that_the_dtype_cannot_hold(tmp_path):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     write_npz(tmp_path / "checkpoint", {**tensors, "Xi": tensors["Xi"] * 1e6})
     refused(tmp_path / "checkpoint", "dtype=torch.float16 is too narrow", "hopfield.W", dtype="float16")
     convert_checkpoint(tmp_path / "checkpoint", dtype="bfloat16")
@@ -189,19 +175,19 @@ def test_numbers_that_the_dtype_cannot_hold(tmp_path):
     ],
 )
 def test_tensors_of_another_kind(change, reason, tmp_path):
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     torch.save({**state, "hopfield.W": change(state["hopfield.W"])}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", reason)
 
 
 def test_keys_that_become_the_same(tmp_path):
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({**wrapped, "hopfield.W": 2 * state["hopfield.W"]}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", "two values for the key hopfield.W")
     torch.save({"a": wrapped, "a.module.mha.Wq": state["mha.Wq"]}, tmp_path / "nested.pth")
     refused(tmp_path / "nested.pth", "two values for the key a.module.mha.Wq")
-    lemon = lemon_state(load_reference("more/lemon_1block.npz"))
+    lemon = lemon_state(load("more/lemon_1block.npz"))
     wrapped = {f"module.{name}": tensor for name, tensor in lemon.items()}
     torch.save({**wrapped, "cls": 2 * lemon["cls"]}, tmp_path / "lemon.pth")
     refused(tmp_path / "lemon.pth", "two values for the key cls")
@@ -215,7 +201,7 @@ def test_keys_that_become_the_same(tmp_path):
 
 def test_names_that_a_file_has_twice(tmp_path):
     source = tmp_path / "checkpoint"
-    source.write_bytes((REFERENCE / "jax_plaindict_ckpt.npz").read_bytes())
+    source.write_bytes((FOLDER / "jax_plaindict_ckpt.npz").read_bytes())
     with zipfile.ZipFile(source, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("Xi.npy", archive.read("Xi.npy"))
     refused(source, "two values for the key Xi")
@@ -227,10 +213,10 @@ def test_names_that_a_file_has_twice(tmp_path):
 @pytest.fixture
 def whole_files(tmp_path):
     """One file of each format."""
-    state = lemon_state(load_reference("lemon_image_et_1_block.npz"))
+    state = lemon_state(load("lemon_image_et_1_block.npz"))
     torch.save(state, tmp_path / "zip.pth")
     torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
-    references = [REFERENCE / "jax_plaindict_ckpt.npz", REFERENCE / "jax_flax_masked_image.msgpack"]
+    references = [FOLDER / "jax_plaindict_ckpt.npz", FOLDER / "jax_flax_masked_image.msgpack"]
     return [tmp_path / "zip.pth", tmp_path / "legacy.pth", *references]
 
 
@@ -259,7 +245,7 @@ def test_damaged_bytes(whole_files, tmp_path):
 
 
 def test_checksums_and_unknown_extensions(tmp_path):
-    data = bytearray((REFERENCE / "jax_plaindict_ckpt.npz").read_bytes())
+    data = bytearray((FOLDER / "jax_plaindict_ckpt.npz").read_bytes())
     data[len(data) // 2] ^= 255
     (tmp_path / "damaged").write_bytes(data)
     refused(tmp_path / "damaged", "damaged or truncated", "CRC")
@@ -279,7 +265,7 @@ class Payload:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_of_more_than_tensors_are_not_run(zipped, tmp_path):
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     content = {"model": state, "extra": Payload(tmp_path / "ran")}
     torch.save(content, tmp_path / "seed.pth", _use_new_zipfile_serialization=zipped)
     refused(tmp_path / "seed.pth", "holds more than tensors", "mkdir")
@@ -317,15 +303,15 @@ def test_files_of_unknown_origin(tmp_path):
     refused(tmp_path / "linear.pth", "unknown origin", "weight, bias")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     refused(tmp_path / "list.pth", "expected a dict")
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     torch.save({"epoch": 2, "optimizer": {"module": state}}, tmp_path / "training.pth")
     refused(tmp_path / "training.pth", "unknown origin", "no parameters: epoch, optimizer")
-    state = lemon_state(load_reference("more/lemon_1block.npz"))
+    state = lemon_state(load("more/lemon_1block.npz"))
     torch.save({"opt": state}, tmp_path / "training.pth")
     refused(tmp_path / "training.pth", "unknown origin", "no parameters: opt")
     torch.save({"comment": "mine"}, tmp_path / "comment.pth")
     refused(tmp_path / "comment.pth", "unknown origin", "comment")
-    refused(REFERENCE / "jax_equinox_block.npz", "unknown origin")
+    refused(FOLDER / "jax_equinox_block.npz", "unknown origin")
     (tmp_path / "flax").write_bytes(flax_bytes({"params": {"Dense_0": {"bias": np.zeros(3)}}}))
     refused(tmp_path / "flax", "unknown origin")
 
@@ -343,13 +329,13 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 def test_values_that_are_no_tensors(tmp_path):
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     torch.save({**state, "comment": "mine"}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", "unused key: comment (str)")
 
 
 def with_patches(tmp_path, patches, elements):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     tensors |= {"POS_embed": torch.zeros(1 + patches, 24), "Wenc": torch.zeros(elements, 24)}
     tensors |= {"Wdec": torch.zeros(24, elements), "Bdec": torch.zeros(elements)}
     write_npz(tmp_path / "checkpoint", tensors)
@@ -398,7 +384,7 @@ def test_geometry_is_inferred_or_asked_for(tmp_path):
     ],
 )
 def test_options_that_do_not_fit(options, words):
-    refused(REFERENCE / "jax_plaindict_ckpt.npz", *words, **options)
+    refused(FOLDER / "jax_plaindict_ckpt.npz", *words, **options)
 
 
 def test_options_of_the_seed(tmp_path):
@@ -415,7 +401,7 @@ def test_options_of_the_seed(tmp_path):
 
 
 def test_output_folder(tmp_path):
-    source = REFERENCE / "jax_plaindict_ckpt.npz"
+    source = FOLDER / "jax_plaindict_ckpt.npz"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     refused(source, "not an empty folder", output_dir=tmp_path / "full")
@@ -433,13 +419,13 @@ def test_a_crash_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.ModelCard.save", crash)
     with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(REFERENCE / "jax_plaindict_ckpt.npz", tmp_path / "converted")
+        convert_checkpoint(FOLDER / "jax_plaindict_ckpt.npz", tmp_path / "converted")
     assert not list(tmp_path.iterdir())
 
 
 def test_msgpack_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
-    refused(REFERENCE / "jax_flax_masked_image.msgpack", "pip install 'energy-transformer[convert]'")
+    refused(FOLDER / "jax_flax_masked_image.msgpack", "pip install 'energy-transformer[convert]'")
 
 
 def test_script_ends_with_one_line_and_code_2(tmp_path):
