@@ -230,6 +230,9 @@ class EnergyAttention(_Energy):
 class BaseModernHopfield(_Energy):
     r"""Modern Hopfield network with a ReLU (paper, equation 5): the memories are the columns of W.
 
+    Another kind overrides `token_energies` and `grad`; the seed's hooks `activation`, `activation_energy` and
+    `_init_activation` are not called, for the gradient is in closed form.
+
     $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
       \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$
 

@@ -192,6 +192,8 @@ def test_ema_update(model):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * new.state_dict()[name], rtol=1e-14, atol=1e-14)
     assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="zip"):
+        model.ema_update(torch.nn.Module())
 
 
 def test_unbatched_batched_and_vmap_agree(model, x):
