@@ -31,15 +31,15 @@ def eager_scores(query, key, beta, mask=None):
 
     Args:
         query, key (`torch.Tensor` of shape `(..., H, N, Y)`).
-        beta (`float` or `torch.Tensor` of shape `(H,)` or `(1,)`).
+        beta (`float` or `torch.Tensor` of shape `(H,)` or `(1,)`, in float32 for half-precision queries).
         mask (`torch.BoolTensor`, *optional*): broadcastable to `(..., N, N)`, True where the row may attend.
 
     Returns:
         `torch.Tensor` of shape `(..., H, N, N)`.
     """
     if isinstance(beta, torch.Tensor):
-        beta = beta.to(query.dtype)[:, None, None]
-    scores = at_least_float32((beta * query) @ key.transpose(-1, -2))
+        beta = beta[:, None, None]
+    scores = at_least_float32((beta * query).to(key.dtype) @ key.transpose(-1, -2))
     return scores if mask is None else scores.masked_fill(~mask.unsqueeze(-3), float("-inf"))
 
 

@@ -1,5 +1,6 @@
 """Configuration of the Energy Transformer models."""
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -158,6 +159,10 @@ class EnergyTransformerConfig(PreTrainedConfig):
             size = getattr(self, name)
             if not isinstance(size, int) and len(size) != 2:
                 raise ValueError(f"{name} must be one number or (height, width), got {size}")
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ValueError(f"{name} must be finite, got {value}")
         positive = "num_channels hidden_size num_attention_heads head_dim intermediate_size num_hidden_layers num_steps"
         betas = self.attention_beta
         if isinstance(betas, list | tuple) and len(betas) != self.num_attention_heads:

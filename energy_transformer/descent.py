@@ -19,6 +19,11 @@ from torch import nn
 from .energies import BaseModernHopfield, EnergyAttention
 
 
+def _without_padding(g: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    """g with zeros for padding: a masked NaN is still NaN in a product with a weight of zero."""
+    return g if tokens is None else g.masked_fill(~tokens[..., None], 0.0)
+
+
 def energy_gradient(
     g: torch.Tensor,
     attention: EnergyAttention,
@@ -33,10 +38,11 @@ def energy_gradient(
         mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
             True where the token of the row may attend to the token of the column.
         tokens (`torch.BoolTensor` of shape `(..., N)`, *optional*):
-            False for padding, which has no Hopfield energy. It has no attention energy either, and never moves, when
-            its rows and columns of `mask` are False: see [`padding_mask`].
+            False for padding, which may hold anything, NaN too, and has no Hopfield energy. It has no attention energy
+            either, and never moves, when its rows and columns of `mask` are False: see [`padding_mask`].
         weights (`torch.Tensor` of shape `(..., H, N, N)`, *optional*): the attention weights at g, when known.
     """
+    g = _without_padding(g, tokens)
     by_hopfield = hopfield.grad(g)
     if tokens is not None:
         by_hopfield = by_hopfield.masked_fill(~tokens[..., None], 0.0)
@@ -51,6 +57,7 @@ def energy_parts(
     tokens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and Hopfield energy of each token, both (..., N). Arguments as for [`energy_gradient`]."""
+    g = _without_padding(g, tokens)
     by_hopfield = hopfield.token_energies(g)
     if tokens is not None:
         by_hopfield = by_hopfield.masked_fill(~tokens, 0.0)

@@ -13,6 +13,7 @@ precision; matrix products stay in half precision.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -26,28 +27,28 @@ def _require_width(tokens: torch.Tensor, width: int) -> None:
         raise ValueError(f"tokens must have shape (..., N, {width}), got {tuple(tokens.shape)}")
 
 
-def _set_beta(module: nn.Module, beta: float | torch.Tensor, shape: tuple[int, ...], learnable: bool) -> None:
-    """Make `beta` a parameter (of `shape` when it is a number), a number, or a tensor that moves with the module.
+def _set_beta(
+    module: nn.Module, beta: float | Sequence[float] | torch.Tensor, shape: tuple[int, ...], learnable: bool
+) -> None:
+    """Make `beta` a parameter (of `shape` when it is a number), or a number or tuple that no cast of dtype rounds.
 
     A tensor is copied: two modules, or a module and its caller, never share one.
 
     Raises:
-        ValueError: when a tensor has neither one entry nor `shape`.
+        ValueError: when it is neither one number nor of `shape`.
     """
-    if isinstance(beta, torch.Tensor):
-        if beta.numel() != 1 and beta.shape != shape:
-            raise ValueError(f"beta must be a number or have shape {shape} or (1,), got {tuple(beta.shape)}")
-        beta = beta.detach().clone()
-        if beta.ndim < len(shape):
-            beta = beta.reshape(1)
-    elif learnable:
-        beta = torch.full(shape, float(beta))
-    if learnable:
-        module.beta = nn.Parameter(beta)
+    given = tuple(torch.as_tensor(beta).shape)
+    if given not in ((), (1,), shape):
+        raise ValueError(f"beta must be a number or have shape {shape} or (1,), got {given}")
+    if not learnable:
+        numbers = torch.as_tensor(beta, dtype=torch.float64, device="cpu").flatten().tolist()
+        module.beta = tuple(numbers) if len(numbers) > 1 else numbers[0]
     elif isinstance(beta, torch.Tensor):
-        module.register_buffer("beta", beta, persistent=False)
+        one_number = given == () and shape != ()
+        module.beta = nn.Parameter(beta.detach().clone().reshape((1,) if one_number else given))
     else:
-        module.beta = beta
+        start = torch.tensor(beta, dtype=torch.get_default_dtype())
+        module.beta = nn.Parameter(start.expand(given or shape).clone())
 
 
 class EnergyLayerNorm(nn.Module):
@@ -84,7 +85,7 @@ class EnergyLayerNorm(nn.Module):
         """L of each token: (..., D) to (...)."""
         x = at_least_float32(x)
         scale = torch.sqrt(x.var(-1, correction=0) + self.eps)
-        value = self.dim * self.gamma.to(x.dtype) * scale + x @ self.delta.to(x.dtype)
+        value = self.dim * self.gamma.to(x.dtype) * scale + (x * self.delta.to(x.dtype)).sum(-1)
         return value + 0.5 * self.regularization * x.square().sum(-1) if self.regularization else value
 
     def token_energies(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,7 +133,8 @@ class EnergyAttention(_Energy):
     Args:
         embed_dim: token width D.
         n_heads: H.
-        beta: inverse temperature, a number or a tensor of shape (H,) or (1,); 1/sqrt(Y) when None.
+        beta: inverse temperature, a number or one for each head, or a tensor of shape (H,) or (1,); 1/sqrt(Y) when
+            None.
         scale: standard deviation of the initial Wq and Wk.
         head_dim: Y; D / H when None.
         use_bias: biases bq, bk, initially zero; `True` for one of each head, shape (H, Y) (the paper's flax code),
@@ -149,7 +151,7 @@ class EnergyAttention(_Energy):
         self,
         embed_dim: int,
         n_heads: int,
-        beta: float | torch.Tensor | None = None,
+        beta: float | Sequence[float] | torch.Tensor | None = None,
         scale: float = 0.002,
         *,
         head_dim: int | None = None,
@@ -188,7 +190,14 @@ class EnergyAttention(_Energy):
         if not self.attend_to_self:
             others = ~torch.eye(g.shape[-2], dtype=torch.bool, device=g.device)
             mask = others if mask is None else mask & others
-        return self._project(g, self.Wq, self.bq), self._project(g, self.Wk, self.bk), self.beta, mask
+        query, key = self._project(g, self.Wq, self.bq), self._project(g, self.Wk, self.bk)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        beta = self.beta
+        if isinstance(beta, tuple):
+            beta = torch.tensor(beta, dtype=dtype, device=query.device)
+        elif isinstance(beta, torch.Tensor):
+            beta = beta.to(dtype)
+        return query, key, beta, mask
 
     def token_energies(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Energy of each token as a query, summed over the heads.
@@ -202,9 +211,9 @@ class EnergyAttention(_Energy):
         Returns:
             `torch.Tensor` of shape `(..., N)`, float32 or float64.
         """
-        rows = eager_logsumexp(*self._query_key_mask(g, mask))
-        beta = self.beta.to(rows.dtype)[:, None] if isinstance(self.beta, torch.Tensor) else self.beta
-        return -(rows / beta).sum(-2)
+        query, key, beta, mask = self._query_key_mask(g, mask)
+        rows = eager_logsumexp(query, key, beta, mask)
+        return -(rows / (beta[:, None] if isinstance(beta, torch.Tensor) else beta)).sum(-2)
 
     def attention_weights(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """A, shape (..., H, N, N), rows for queries."""
@@ -225,6 +234,9 @@ class EnergyAttention(_Energy):
 
 class BaseModernHopfield(_Energy):
     r"""Modern Hopfield network with a ReLU (paper, equation 5): the memories are the columns of W.
+
+    Another kind overrides `token_energies` and `grad`; the seed's hooks `activation`, `activation_energy` and
+    `_init_activation` are not called, for the gradient is in closed form.
 
     $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
       \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$

@@ -110,6 +110,10 @@ class EnergyTransformer(nn.Module):
         return x
 
     def ema_update(self, new_model: nn.Module) -> None:
-        """Move every parameter towards that of `new_model`, in order: p ← decay·p + (1 − decay)·p_new."""
+        """Move every parameter towards that of `new_model`, in order: p ← decay·p + (1 − decay)·p_new.
+
+        Raises:
+            ValueError: when the models have different numbers of parameters.
+        """
         for average, new in zip(self.parameters(), new_model.parameters(), strict=True):
             average.data.copy_(average.data * self.ema_decay + (1 - self.ema_decay) * new.data)

@@ -9,11 +9,14 @@ import math
 
 import torch
 
+SCATTER_PROBABILITY = 0.5
+
 
 def count_masked(num_units: int, mask_ratio: float, replace_probability: float) -> tuple[int, int]:
     """How many of `num_units` are masked and how many of these are corrupted.
 
-    At least one unit is masked and corrupted, and, where there is more than one, at least one is left out of the mask.
+    At least one unit is masked, and one corrupted unless `replace_probability` is 0; where there is more than one unit,
+    at least one is left out of the mask.
 
     Raises:
         ValueError: when `mask_ratio` is outside (0, 1) or `replace_probability` outside [0, 1].
@@ -23,7 +26,7 @@ def count_masked(num_units: int, mask_ratio: float, replace_probability: float) 
     if not 0 <= replace_probability <= 1:
         raise ValueError(f"mask_replace_probability must lie between 0 and 1, got {replace_probability}")
     masked = max(1, min(num_units - 1, round(mask_ratio * num_units)))
-    return masked, round(replace_probability * masked)
+    return masked, max(round(replace_probability * masked), int(replace_probability > 0))
 
 
 def fixed_noise(images: int, units: int, device: torch.device | str | None = None) -> torch.Tensor:
@@ -87,14 +90,13 @@ def scatter_or_block_masks(
     grid: tuple[int, int],
     mask_ratio: float,
     replace_probability: float = 1.0,
-    scatter_probability: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scattered masks for a share `scatter_probability` of the images, block masks for the others.
+    """Scattered masks for a share `SCATTER_PROBABILITY` of the images, block masks for the others.
 
     Arguments and results as for [`scatter_masks`].
     """
     _, uniform = _uniforms_beside_ranks(noise)
-    block = ~_block(noise, grid, mask_ratio) & (uniform >= scatter_probability)[:, None]
+    block = ~_block(noise, grid, mask_ratio) & (uniform >= SCATTER_PROBABILITY)[:, None]
     return scatter_masks(noise + block, grid, mask_ratio, replace_probability)
 
 

@@ -40,11 +40,10 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
             self.norm = EnergyLayerNorm(dim, config.layer_norm_eps, config.norm_regularization)
         else:
             self.norm = LayerNorm(dim, config.layer_norm_eps)
-        beta = config.attention_beta
         self.attention = EnergyAttention(
             dim,
             config.num_attention_heads,
-            torch.tensor(beta) if isinstance(beta, list | tuple) else beta,
+            config.attention_beta,
             head_dim=config.head_dim,
             use_bias=config.attention_bias,
             learnable_beta=config.learnable_beta,
@@ -121,16 +120,32 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
         if isinstance(attention.beta, torch.Tensor):
             beta = self.config.attention_beta or attention.head_dim**-0.5
-            init.copy_(attention.beta, torch.as_tensor(beta).to(attention.beta).expand_as(attention.beta))
+            beta = torch.as_tensor(beta, dtype=torch.float64).to(attention.beta)
+            init.copy_(attention.beta, beta.expand_as(attention.beta))
 
-    def energy(self, pixel_values: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
+    def energy(
+        self,
+        pixel_values: torch.FloatTensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        *,
+        attention_mask: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        num_steps: int | None = None,
+    ) -> torch.FloatTensor:
         """Energy of each image, (B,), at the end x_T of its descent.
 
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
-            kwargs: see [`EnergyTransformerModel.forward`]; `num_steps=0` gives the energy at the start.
+        Arguments as for [`EnergyTransformerModel.forward`]; `num_steps=0` gives the energy at the start.
         """
-        return self.base_model(pixel_values, output_energies=True, return_dict=True, **kwargs).energies[:, -1]
+        outputs = self.base_model(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            attention_mask=attention_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_energies=True,
+            num_steps=num_steps,
+            return_dict=True,
+        )
+        return outputs.energies[:, -1]
 
     def _init_embeddings(self, embeddings: EnergyTransformerEmbeddings) -> None:
         config = self.config
@@ -344,6 +359,46 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             noise = torch.rand(shape, generator=generator, device=device)
         return draw_masks(config.mask_type, noise, grid, config.mask_ratio, config.mask_replace_probability)
 
+    def _resolve_masks(self, pixel_values, bool_masked_pos, bool_corrupted_pos, noise, generator):
+        """The patches in the loss and those to replace, both (B, P): as given, or drawn when there are none."""
+        if bool_masked_pos is None:
+            if bool_corrupted_pos is not None:
+                raise ValueError("bool_corrupted_pos needs bool_masked_pos: the patches in the loss")
+            bool_masked_pos, bool_corrupted_pos = self._draw_masks(pixel_values, noise, generator)
+        bool_masked_pos, replaced = split_mask_values(bool_masked_pos)
+        bool_corrupted_pos = replaced if bool_corrupted_pos is None else bool_corrupted_pos.bool()
+        _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
+        _check_mask("bool_corrupted_pos", bool_corrupted_pos, pixel_values, self.config)
+        return bool_masked_pos, bool_corrupted_pos
+
+    def energy(
+        self,
+        pixel_values: torch.FloatTensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        bool_corrupted_pos: torch.BoolTensor | None = None,
+        noise: torch.FloatTensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        attention_mask: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        num_steps: int | None = None,
+    ) -> torch.FloatTensor:
+        """Energy of each image, (B,), at the end x_T of its descent.
+
+        Masks as for [`forward`], but no patch is masked when none of the four arguments is given: the energy is then
+        that of the whole image. The others are those of [`EnergyTransformerModel.energy`].
+        """
+        given = (bool_masked_pos, bool_corrupted_pos, noise, generator)
+        if any(argument is not None for argument in given):
+            _, bool_corrupted_pos = self._resolve_masks(pixel_values, *given)
+        return super().energy(
+            pixel_values,
+            bool_corrupted_pos,
+            attention_mask=attention_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            num_steps=num_steps,
+        )
+
     def _loss(self, pixel_values, reconstruction, mask):
         patch_size = self.config.patch_height_width
         target = patchify(at_least_float32(pixel_values), patch_size)
@@ -399,15 +454,9 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         """
         embeddings = self.energy_transformer.embeddings
         embeddings.check_pixel_values(pixel_values, interpolate_pos_encoding)
-        if bool_masked_pos is None:
-            if bool_corrupted_pos is not None:
-                raise ValueError("bool_corrupted_pos needs bool_masked_pos: the patches in the loss")
-            bool_masked_pos, bool_corrupted_pos = self._draw_masks(pixel_values, noise, generator)
-        bool_masked_pos, replaced = split_mask_values(bool_masked_pos)
-        bool_corrupted_pos = replaced if bool_corrupted_pos is None else bool_corrupted_pos.bool()
-        _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
-        _check_mask("bool_corrupted_pos", bool_corrupted_pos, pixel_values, self.config)
-
+        bool_masked_pos, bool_corrupted_pos = self._resolve_masks(
+            pixel_values, bool_masked_pos, bool_corrupted_pos, noise, generator
+        )
         outputs = self.energy_transformer(
             pixel_values,
             bool_masked_pos=bool_corrupted_pos,
@@ -464,8 +513,8 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
         first = int(self.config.use_cls_token)
         if attention_mask is None or attention_mask.ndim == 3:
             return state[:, first:].mean(1)
-        weights = attention_mask[:, first:, None].bool().to(state)
-        return (weights * state[:, first:]).sum(1) / weights.sum(1).clamp(min=1)
+        real = attention_mask[:, first:, None].bool().to(state.device)
+        return state[:, first:].masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
     def _loss(self, labels, logits, num_items_in_batch=None):
         """`num_items_in_batch`, which `Trainer` passes, counts the images of all steps that it accumulates."""

@@ -1,26 +1,11 @@
-"""Reference numbers and small models for all tests."""
+"""Small models for all tests."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 
 collect_ignore = ["conformance"]  # run by `make conformance`
-REFERENCE = Path(__file__).parent / "reference"
-
-
-@pytest.fixture
-def reference():
-    """Loads a reference file as a dict of float64 tensors."""
-
-    def load(name: str) -> dict[str, torch.Tensor]:
-        with np.load(REFERENCE / name) as arrays:
-            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
-
-    return load
 
 
 @pytest.fixture

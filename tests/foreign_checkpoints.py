@@ -1,31 +1,15 @@
-"""Reference files, and checkpoint files as the other implementations write them."""
+"""Checkpoint files as the other implementations write them."""
 
 import argparse
-import json
-from pathlib import Path
 
 import msgpack
 import numpy as np
 import torch
-
-REFERENCE = Path(__file__).parent / "reference"
-
-
-def load_reference(name: str) -> dict:
-    """The float64 and integer arrays of a reference file as tensors; `config` holds its settings."""
-    with np.load(REFERENCE / name) as arrays:
-        ref = {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files if key != "meta_json"}
-        ref["config"] = json.loads(str(arrays["meta_json"]))["config"] if "meta_json" in arrays.files else {}
-    return ref
-
-
-def with_prefix(ref: dict, *prefixes: str) -> dict[str, torch.Tensor]:
-    """The arrays whose names start with one of the prefixes, without it."""
-    return {key.removeprefix(p): value for p in prefixes for key, value in ref.items() if key.startswith(p)}
+from reference_numbers import under
 
 
 def seed_state(ref: dict) -> dict[str, torch.Tensor]:
-    return with_prefix(ref, "state.", "state_dict/")
+    return under(ref, "state.", "state_dict/")
 
 
 lemon_state = seed_state
@@ -34,7 +18,7 @@ lemon_state = seed_state
 def flax_tree(ref: dict) -> dict:
     """The nested parameters of a flax reference file."""
     tree: dict = {}
-    for name, value in with_prefix(ref, "param/", "param.").items():
+    for name, value in under(ref, "param/", "param.").items():
         *path, last = name.split("/")
         node = tree
         for part in path:

@@ -62,10 +62,12 @@ def test_padding_has_no_energy_does_not_move_and_is_not_seen(pixel_values, paddi
         weights = weights.transpose(1, 2)
         assert (weights[~padding] == 0).all() and (weights.transpose(1, 3)[~padding] == 0).all()
 
-    changed = pixel_values.clone()
-    changed[0, :, 12:, :] += 100.0  # patches 12 to 15, all padding
-    again = model(changed, attention_mask=padding)
-    torch.testing.assert_close(again.last_hidden_state[padding], outputs.last_hidden_state[padding], rtol=0, atol=0)
+    for content in (100.0, torch.nan, torch.inf):
+        changed = pixel_values.clone()
+        changed[0, :, 12:, :] = content  # patches 12 to 15, all padding
+        again = model(changed, attention_mask=padding, output_energies=True)
+        torch.testing.assert_close(again.last_hidden_state[padding], outputs.last_hidden_state[padding], rtol=0, atol=0)
+        torch.testing.assert_close(again.energies, outputs.energy_parts.tokens.sum(-1), rtol=1e-13, atol=0)
 
 
 def test_padding_equals_leaving_the_tokens_out(pixel_values, padding):
@@ -191,7 +193,9 @@ def test_betas_of_each_head_fixed_or_learned(pixel_values, tmp_path):
     for model in (fixed, learned):
         model.save_pretrained(tmp_path)
         loaded = EnergyTransformerModel.from_pretrained(tmp_path).double().eval()
-        torch.testing.assert_close(loaded.layers[0].attention.beta.tolist(), [0.1, 0.5, 2.0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            torch.as_tensor(loaded.layers[0].attention.beta).tolist(), [0.1, 0.5, 2.0], rtol=1e-6, atol=0
+        )
         torch.testing.assert_close(loaded(pixel_values)[0], model(pixel_values)[0], rtol=1e-5, atol=1e-6)
     assert "layers.0.attention.beta" not in fixed.state_dict()
     assert learned.layers[0].attention.beta.requires_grad

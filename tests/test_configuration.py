@@ -18,6 +18,21 @@ from energy_transformer.configuration_energy_transformer import AUTO_MAP
         ({"step_size": -0.1}, "step_size must be greater than 0"),
         ({"step_size": "fast"}, "step_size"),
         ({"hidden_size": 2.5}, "hidden_size"),
+        *(
+            ({name: value}, f"{name} must be finite, got {value}")
+            for name in (
+                "step_size",
+                "layer_norm_eps",
+                "norm_regularization",
+                "decoder_norm_eps",
+                "attention_beta",
+                "hopfield_beta",
+                "initializer_range",
+                "label_smoothing",
+            )
+            for value in (float("nan"), float("inf"))
+        ),
+        ({"num_attention_heads": 2, "attention_beta": [0.5, float("nan")]}, "attention_beta must be finite"),
         ({"hopfield_activation": "gelu"}, "hopfield_activation"),
         ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1"),
         ({"mask_replace_probability": 1.1}, "mask_replace_probability must lie in"),

@@ -6,15 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import (
-    REFERENCE,
-    flax_bytes,
-    flax_tree,
-    lemon_state,
-    lemon_training_file,
-    load_reference,
-    seed_state,
-)
+from foreign_checkpoints import flax_bytes, flax_tree, lemon_state, lemon_training_file, seed_state
+from reference_numbers import FOLDER, assert_close, load
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -34,12 +27,6 @@ from energy_transformer.patches import patchify, unpatchify
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
 
 
-def assert_close(actual, expected):
-    scale = expected.abs().max()
-    assert actual.shape == expected.shape
-    assert (actual.detach() - expected).abs().max() / scale < 1e-10
-
-
 def flax_batch(ref):
     """Images, masks, reconstructions and energies of a flax masked-image reference file, with a batch axis."""
     if "images" in ref:
@@ -56,10 +43,10 @@ MASKED_IMAGE = {
 
 @pytest.mark.parametrize(("checkpoint", "numbers"), MASKED_IMAGE.items())
 def test_jax_masked_image(checkpoint, numbers):
-    model = convert_checkpoint(REFERENCE / checkpoint)
+    model = convert_checkpoint(FOLDER / checkpoint)
     assert isinstance(model, EnergyTransformerForMaskedImageModeling) and model.dtype == torch.float64
     assert model.config.attend_to_self
-    images, mask, reconstruction, energies = flax_batch(load_reference(numbers))
+    images, mask, reconstruction, energies = flax_batch(load(numbers))
     outputs = model(images, bool_masked_pos=mask > 0, bool_corrupted_pos=mask == 1, output_energies=True)
     assert_close(outputs.reconstruction, reconstruction)
     assert_close(outputs.energies, energies)
@@ -67,8 +54,8 @@ def test_jax_masked_image(checkpoint, numbers):
 
 def test_jax_plaindict_of_equinox():
     """The reference's `mask_*`: its n_mask is 5, so fewer ones corrupt patch 0 too, and of more only five count."""
-    model = convert_checkpoint(REFERENCE / "more/eqx_plaindict_ckpt.npz")
-    ref = load_reference("more/eqx_image.npz")
+    model = convert_checkpoint(FOLDER / "more/eqx_plaindict_ckpt.npz")
+    ref = load("more/eqx_image.npz")
     for case in ("full", "none", "short", "two", "over"):
         corrupted = torch.zeros(16, dtype=torch.bool)
         ones = (ref[f"mask_{case}"] == 1).nonzero().flatten()[:5]
@@ -88,8 +75,8 @@ def classification_images(ref):
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 @pytest.mark.parametrize("name", ["jax_flax_classification_{}", "more/flax_cls_{}"])
 def test_flax_classification(name, head, tmp_path):
-    ref = load_reference(f"{name.format(head)}.npz")
-    source = REFERENCE / f"{name.format(head)}.msgpack"
+    ref = load(f"{name.format(head)}.npz")
+    source = FOLDER / f"{name.format(head)}.msgpack"
     if not source.exists():
         source = tmp_path / "checkpoint"
         source.write_bytes(flax_bytes({"params": flax_tree(ref)}))
@@ -104,7 +91,7 @@ def test_flax_classification(name, head, tmp_path):
 
 def test_flax_train_state(tmp_path):
     """A whole TrainState: parameters under params/params, and the state of the optimizer beside them."""
-    ref = load_reference("jax_flax_masked_image.npz")
+    ref = load("jax_flax_masked_image.npz")
     tree = flax_tree(ref)
     state = {
         "step": np.int64(7),
@@ -125,7 +112,7 @@ def test_flax_train_state(tmp_path):
 
 
 def test_flax_chunked_arrays_and_bfloat16(tmp_path):
-    ref = load_reference("jax_flax_masked_image.npz")
+    ref = load("jax_flax_masked_image.npz")
     tree = flax_tree(ref)
     kernel = tree["backbone"]["block"]["chn"]["kernel"]
     chunks = {str(i): part for i, part in enumerate(np.array_split(kernel.reshape(-1), 3))}
@@ -152,7 +139,7 @@ SEED_FILES = [
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("name", SEED_FILES)
 def test_seed_block(name, nested, tmp_path):
-    ref = load_reference(name)
+    ref = load(name)
     state = seed_state(ref)
     torch.save({"model_state_dict": state, "epoch": 2} if nested else state, tmp_path / "seed.pt")
     convert_checkpoint(tmp_path / "seed.pt", tmp_path / "converted")
@@ -161,6 +148,34 @@ def test_seed_block(name, nested, tmp_path):
     assert_close(model(ref["x"]), ref.get("y", ref.get("output")))
     model.return_energy = True
     assert_close(torch.stack(model(ref["x"])[2]), ref["energies"])
+
+
+ONE_NUMBER = [
+    {"n_heads": 1, "hopfield_type": "softmax"},
+    {"n_heads": 1, "hopfield_type": "relu"},
+    {"n_heads": 3, "hopfield_type": "softmax", "beta": torch.tensor(0.3)},
+    {"n_heads": 3, "hopfield_type": "softmax", "beta": torch.tensor([0.3])},
+    {"n_heads": 3, "hopfield_type": "relu", "beta": torch.tensor([0.3])},
+]
+
+
+@pytest.mark.parametrize("arguments", ONE_NUMBER, ids=str)
+def test_seed_block_whose_beta_is_one_number(arguments, tmp_path):
+    """One head, or one number for all heads; a hopfield.beta without an axis tells that the network is a softmax."""
+    torch.manual_seed(0)
+    original = EnergyTransformer(12, 20, n_iters_default=12, **arguments).double()
+    for parameter in original.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    state = original.state_dict()
+    assert state["mha.beta"].shape == (1,)
+    torch.save(state, tmp_path / "seed.pt")
+    kind = arguments["hopfield_type"]
+    open_ = state["hopfield.beta"].ndim == 1
+    convert_checkpoint(tmp_path / "seed.pt", tmp_path / "converted", hopfield_activation=kind if open_ else None)
+    model = load_energy_transformer(tmp_path / "converted")
+    assert {name: value.shape for name, value in model.state_dict().items()} == {n: v.shape for n, v in state.items()}
+    x = torch.randn(2, 5, 12).double()
+    assert_close(model(x), original(x))
 
 
 def seed_image_model(activation):
@@ -203,9 +218,9 @@ def test_seed_image_model(activation, tmp_path):
 
 def lemon_numbers(name):
     """State dict, images, mask, reconstructed patches, energies and the options that no shape tells."""
-    ref = load_reference(name)
-    if ref["config"]:
-        config = ref["config"]
+    ref = load(name)
+    config = ref.get("config")
+    if config:
         options = {
             "num_steps": config["time_steps"],
             "step_size": config["alpha"],
@@ -266,8 +281,8 @@ def test_lemon_training_file(tmp_path, caplog):
 
 def test_written_checkpoint(tmp_path):
     """Every Auto class gives the reference's output; the card tells where the weights come from."""
-    convert_checkpoint(REFERENCE / "jax_plaindict_ckpt.npz", tmp_path / "converted")
-    images, mask, reconstruction, energies = flax_batch(load_reference("jax_flax_masked_image.npz"))
+    convert_checkpoint(FOLDER / "jax_plaindict_ckpt.npz", tmp_path / "converted")
+    images, mask, reconstruction, energies = flax_batch(load("jax_flax_masked_image.npz"))
     model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "converted")
     outputs = model(images, bool_masked_pos=mask > 0, bool_corrupted_pos=mask == 1)
     assert_close(outputs.reconstruction, reconstruction)
@@ -278,23 +293,23 @@ def test_written_checkpoint(tmp_path):
     assert list(processor(np.zeros((20, 30, 3), np.uint8), return_tensors="pt").pixel_values.shape) == [1, 3, 16, 16]
     card = (tmp_path / "converted" / "README.md").read_text()
     assert "bhoov/energy-transformer-jax (plaindict_ckpt.npz layout): `jax_plaindict_ckpt.npz`" in card
-    assert str(REFERENCE) not in card
+    assert str(FOLDER) not in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted"]
 
 
 def test_written_classifier(tmp_path):
-    convert_checkpoint(REFERENCE / "more/flax_cls_mlp.msgpack", tmp_path / "converted")
-    images, logits = classification_images(load_reference("more/flax_cls_mlp.npz"))
+    convert_checkpoint(FOLDER / "more/flax_cls_mlp.msgpack", tmp_path / "converted")
+    images, logits = classification_images(load("more/flax_cls_mlp.npz"))
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "converted")
     assert_close(model(images).logits, logits)
     assert "pipeline_tag: image-classification" in (tmp_path / "converted" / "README.md").read_text()
 
 
 def test_defaults_of_the_origins(tmp_path):
-    torch.save(lemon_state(load_reference("more/lemon_1block.npz")), tmp_path / "lemon.pth")
+    torch.save(lemon_state(load("more/lemon_1block.npz")), tmp_path / "lemon.pth")
     config = convert_checkpoint(tmp_path / "lemon.pth").config
     assert (config.num_steps, config.step_size, config.attention_beta) == (12, 1.0, None)
-    torch.save(seed_state(load_reference("more/seed_relu_ctx0.npz")), tmp_path / "seed.pth")
+    torch.save(seed_state(load("more/seed_relu_ctx0.npz")), tmp_path / "seed.pth")
     convert_checkpoint(tmp_path / "seed.pth", tmp_path / "converted")
     block = load_energy_transformer(tmp_path / "converted")
     assert (block.n_iters, block.alpha) == (12, 0.1)
@@ -303,7 +318,7 @@ def test_defaults_of_the_origins(tmp_path):
 
 def test_options_and_dtype(tmp_path):
     options = {"num_steps": 3, "step_size": 0.2, "attention_beta": 0.7, "image_size": (8, 32), "dtype": "bfloat16"}
-    convert_checkpoint(REFERENCE / "jax_plaindict_ckpt.npz", tmp_path / "converted", **options)
+    convert_checkpoint(FOLDER / "jax_plaindict_ckpt.npz", tmp_path / "converted", **options)
     config = AutoConfig.from_pretrained(tmp_path / "converted")
     assert (config.num_steps, config.step_size, config.attention_beta) == (3, 0.2, 0.7)
     assert config.grid_size == (2, 8) and config.dtype == torch.bfloat16
@@ -312,7 +327,7 @@ def test_options_and_dtype(tmp_path):
 def test_script(tmp_path, capsys, caplog):
     main = runpy.run_path(str(SCRIPT))["main"]
     output_dir = tmp_path / "a" / "converted"
-    main([str(REFERENCE / "jax_plaindict_ckpt.npz"), str(output_dir), "--image_size", "8", "32", "--dtype", "float32"])
+    main([str(FOLDER / "jax_plaindict_ckpt.npz"), str(output_dir), "--image_size", "8", "32", "--dtype", "float32"])
     assert "6,313 parameters" in capsys.readouterr().out
     assert "taken as in its origin: num_steps=12, step_size=0.1, attention_beta=None" in caplog.text
     assert AutoModel.from_pretrained(output_dir).config.image_height_width == (8, 32)

@@ -14,14 +14,8 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import (
-    REFERENCE,
-    flax_bytes,
-    lemon_state,
-    load_reference,
-    seed_state,
-    with_prefix,
-)
+from foreign_checkpoints import flax_bytes, lemon_state, seed_state
+from reference_numbers import FOLDER, load, under
 
 from energy_transformer import EnergyTransformer
 from energy_transformer.conversion import convert_checkpoint
@@ -59,9 +53,7 @@ def write_flax(path, tensors):
 
 
 def flax_parameters(name):
-    return {
-        key.replace("/", "."): value for key, value in with_prefix(load_reference(name), "param/", "param.").items()
-    }
+    return {key.replace("/", "."): value for key, value in under(load(name), "param/", "param.").items()}
 
 
 def seed_image_parameters():
@@ -79,7 +71,7 @@ def seed_image_parameters():
 
 # origin: how to write it, its tensors, and the axes that no other tensor fixes
 ORIGINS = {
-    "plaindict": (write_npz, lambda: load_arrays("jax_plaindict_ckpt.npz"), {("Xi", 1)}),
+    "plaindict": (write_npz, lambda: load("jax_plaindict_ckpt.npz"), {("Xi", 1)}),
     "flax": (
         write_flax,
         lambda: flax_parameters("jax_flax_masked_image.npz"),
@@ -92,7 +84,7 @@ ORIGINS = {
     ),
     "seed": (
         lambda path, tensors: torch.save(tensors, path),
-        lambda: seed_state(load_reference("seed_energy_transformer_relu.npz")),
+        lambda: seed_state(load("seed_energy_transformer_relu.npz")),
         {("hopfield.W", 1), ("pos_embedding", 1)},
     ),
     "seed image model": (
@@ -102,16 +94,10 @@ ORIGINS = {
     ),
     "lemon": (
         lambda path, tensors: torch.save({"model": tensors}, path),
-        lambda: lemon_state(load_reference("more/lemon_2block_bias.npz")),
+        lambda: lemon_state(load("more/lemon_2block_bias.npz")),
         set(),
     ),
 }
-
-
-def load_arrays(name):
-    ref = load_reference(name)
-    ref.pop("config")
-    return ref
 
 
 @pytest.fixture(params=ORIGINS)
@@ -151,24 +137,86 @@ def test_every_size_is_checked(origin, tmp_path):
 
 
 def test_contradicting_shapes_are_named(tmp_path):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     write_npz(tmp_path / "checkpoint", {**tensors, "Benc": torch.zeros(25)})
     refused(tmp_path / "checkpoint", "Benc has shape (25,), expected (D) with D = 24 as in Wq")
 
 
 def test_integers_are_no_weights(tmp_path):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     write_npz(tmp_path / "checkpoint", {**tensors, "Xi": tensors["Xi"].long()})
     refused(tmp_path / "checkpoint", "Xi holds torch.int64")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_no_weights(origin, value, tmp_path):
+    write, tensors, _ = origin
+    name, tensor = next((name, tensor) for name, tensor in tensors.items() if tensor.ndim == 3)
+    changed = tensor.clone()
+    changed[0, 0, 0] = value
+    write(tmp_path / "checkpoint", {**tensors, name: changed})
+    refused(tmp_path / "checkpoint", f"{name.removeprefix('model.')} holds NaN or infinite numbers")
+
+
+def test_numbers_that_the_dtype_cannot_hold(tmp_path):
+    tensors = load("jax_plaindict_ckpt.npz")
+    write_npz(tmp_path / "checkpoint", {**tensors, "Xi": tensors["Xi"] * 1e6})
+    refused(tmp_path / "checkpoint", "dtype=torch.float16 is too narrow", "hopfield.W", dtype="float16")
+    convert_checkpoint(tmp_path / "checkpoint", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (torch.Tensor.to_sparse, "hopfield.W is a sparse_coo tensor"),
+        (lambda tensor: tensor.to("meta"), "hopfield.W is a meta tensor"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "hopfield.W holds torch.float8_e4m3fn"),
+        (lambda tensor: tensor + 0j, "hopfield.W holds torch.complex"),
+    ],
+)
+def test_tensors_of_another_kind(change, reason, tmp_path):
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    torch.save({**state, "hopfield.W": change(state["hopfield.W"])}, tmp_path / "seed.pth")
+    refused(tmp_path / "seed.pth", reason)
+
+
+def test_keys_that_become_the_same(tmp_path):
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({**wrapped, "hopfield.W": 2 * state["hopfield.W"]}, tmp_path / "seed.pth")
+    refused(tmp_path / "seed.pth", "two values for the key hopfield.W")
+    torch.save({"a": wrapped, "a.module.mha.Wq": state["mha.Wq"]}, tmp_path / "nested.pth")
+    refused(tmp_path / "nested.pth", "two values for the key a.module.mha.Wq")
+    lemon = lemon_state(load("more/lemon_1block.npz"))
+    wrapped = {f"module.{name}": tensor for name, tensor in lemon.items()}
+    torch.save({**wrapped, "cls": 2 * lemon["cls"]}, tmp_path / "lemon.pth")
+    refused(tmp_path / "lemon.pth", "two values for the key cls")
+    flax = flax_parameters("jax_flax_masked_image.npz")
+    write_flax(tmp_path / "flax", flax)
+    tree = msgpack.unpackb((tmp_path / "flax").read_bytes())
+    name = "backbone.cls_token"
+    (tmp_path / "flax").write_bytes(msgpack.packb({**tree, name: tree["params"]["backbone"]["cls_token"]}))
+    refused(tmp_path / "flax", f"two values for the key {name}")
+
+
+def test_names_that_a_file_has_twice(tmp_path):
+    source = tmp_path / "checkpoint"
+    source.write_bytes((FOLDER / "jax_plaindict_ckpt.npz").read_bytes())
+    with zipfile.ZipFile(source, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("Xi.npy", archive.read("Xi.npy"))
+    refused(source, "two values for the key Xi")
+    entry = msgpack.packb("params") + flax_bytes({"backbone": {"Wq": np.zeros(3)}})
+    source.write_bytes(b"\x82" + 2 * entry)
+    refused(source, "two values for the key params")
 
 
 @pytest.fixture
 def whole_files(tmp_path):
     """One file of each format."""
-    state = lemon_state(load_reference("lemon_image_et_1_block.npz"))
+    state = lemon_state(load("lemon_image_et_1_block.npz"))
     torch.save(state, tmp_path / "zip.pth")
     torch.save(state, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
-    references = [REFERENCE / "jax_plaindict_ckpt.npz", REFERENCE / "jax_flax_masked_image.msgpack"]
+    references = [FOLDER / "jax_plaindict_ckpt.npz", FOLDER / "jax_flax_masked_image.msgpack"]
     return [tmp_path / "zip.pth", tmp_path / "legacy.pth", *references]
 
 
@@ -197,7 +245,7 @@ def test_damaged_bytes(whole_files, tmp_path):
 
 
 def test_checksums_and_unknown_extensions(tmp_path):
-    data = bytearray((REFERENCE / "jax_plaindict_ckpt.npz").read_bytes())
+    data = bytearray((FOLDER / "jax_plaindict_ckpt.npz").read_bytes())
     data[len(data) // 2] ^= 255
     (tmp_path / "damaged").write_bytes(data)
     refused(tmp_path / "damaged", "damaged or truncated", "CRC")
@@ -217,7 +265,7 @@ class Payload:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_of_more_than_tensors_are_not_run(zipped, tmp_path):
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     content = {"model": state, "extra": Payload(tmp_path / "ran")}
     torch.save(content, tmp_path / "seed.pth", _use_new_zipfile_serialization=zipped)
     refused(tmp_path / "seed.pth", "holds more than tensors", "mkdir")
@@ -255,21 +303,39 @@ def test_files_of_unknown_origin(tmp_path):
     refused(tmp_path / "linear.pth", "unknown origin", "weight, bias")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     refused(tmp_path / "list.pth", "expected a dict")
-    torch.save({"epoch": 2}, tmp_path / "epoch.pth")
-    refused(tmp_path / "epoch.pth", "unknown origin")
-    refused(REFERENCE / "jax_equinox_block.npz", "unknown origin")
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    torch.save({"epoch": 2, "optimizer": {"module": state}}, tmp_path / "training.pth")
+    refused(tmp_path / "training.pth", "unknown origin", "no parameters: epoch, optimizer")
+    state = lemon_state(load("more/lemon_1block.npz"))
+    torch.save({"opt": state}, tmp_path / "training.pth")
+    refused(tmp_path / "training.pth", "unknown origin", "no parameters: opt")
+    torch.save({"comment": "mine"}, tmp_path / "comment.pth")
+    refused(tmp_path / "comment.pth", "unknown origin", "comment")
+    refused(FOLDER / "jax_equinox_block.npz", "unknown origin")
     (tmp_path / "flax").write_bytes(flax_bytes({"params": {"Dense_0": {"bias": np.zeros(3)}}}))
     refused(tmp_path / "flax", "unknown origin")
 
 
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Path, "open", denied)
+    refused(tmp_path / "file", "cannot be read: Permission denied")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(Path, "iterdir", denied)
+    refused(tmp_path / "file", "output_dir", "cannot be read", output_dir=tmp_path / "folder")
+
+
 def test_values_that_are_no_tensors(tmp_path):
-    state = seed_state(load_reference("seed_energy_transformer_relu.npz"))
+    state = seed_state(load("seed_energy_transformer_relu.npz"))
     torch.save({**state, "comment": "mine"}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", "unused key: comment (str)")
 
 
 def with_patches(tmp_path, patches, elements):
-    tensors = load_arrays("jax_plaindict_ckpt.npz")
+    tensors = load("jax_plaindict_ckpt.npz")
     tensors |= {"POS_embed": torch.zeros(1 + patches, 24), "Wenc": torch.zeros(elements, 24)}
     tensors |= {"Wdec": torch.zeros(24, elements), "Bdec": torch.zeros(elements)}
     write_npz(tmp_path / "checkpoint", tensors)
@@ -301,18 +367,24 @@ def test_geometry_is_inferred_or_asked_for(tmp_path):
     [
         ({"num_attention_heads": 4}, ["num_attention_heads=4 contradicts", "3 heads"]),
         ({"patch_size": 8}, ["patch_size=8 contradicts"]),
-        ({"image_size": 0}, ["image_size must be one number or height and width greater than 0, got 0"]),
+        ({"image_size": 0}, ["image_size must be one whole number or height and width greater than 0, got 0"]),
         ({"image_size": (4, 4, 4)}, ["image_size must be", "got (4, 4, 4)"]),
         ({"image_size": "16"}, ["image_size must be", "got '16'"]),
-        ({"num_steps": -1}, ["num_steps must be a number greater than 0, got -1"]),
-        ({"step_size": float("nan")}, ["step_size must be a number greater than 0, got nan"]),
+        ({"image_size": 16.0}, ["image_size must be one whole number", "got 16.0"]),
+        ({"image_size": (16, 16.0)}, ["image_size must be one whole number", "got (16, 16.0)"]),
+        ({"num_channels": True}, ["num_channels must be a whole number greater than 0, got True"]),
+        ({"num_steps": -1}, ["num_steps must be a whole number greater than 0, got -1"]),
+        ({"num_steps": 2.5}, ["num_steps must be a whole number greater than 0, got 2.5"]),
+        ({"step_size": float("nan")}, ["step_size must be a finite number greater than 0, got nan"]),
+        ({"attention_beta": float("inf")}, ["attention_beta must be a finite number greater than 0, got inf"]),
+        ({"steps": 3}, ["unknown option steps", "num_steps"]),
         ({"dtype": "int8"}, ["dtype must be one of", "got int8"]),
         ({"hopfield_activation": "gelu"}, ["hopfield_activation must be", "'gelu'"]),
         ({"hopfield_activation": "softmax"}, ["hopfield_activation does not apply"]),
     ],
 )
 def test_options_that_do_not_fit(options, words):
-    refused(REFERENCE / "jax_plaindict_ckpt.npz", *words, **options)
+    refused(FOLDER / "jax_plaindict_ckpt.npz", *words, **options)
 
 
 def test_options_of_the_seed(tmp_path):
@@ -329,7 +401,7 @@ def test_options_of_the_seed(tmp_path):
 
 
 def test_output_folder(tmp_path):
-    source = REFERENCE / "jax_plaindict_ckpt.npz"
+    source = FOLDER / "jax_plaindict_ckpt.npz"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     refused(source, "not an empty folder", output_dir=tmp_path / "full")
@@ -347,13 +419,13 @@ def test_a_crash_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.ModelCard.save", crash)
     with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(REFERENCE / "jax_plaindict_ckpt.npz", tmp_path / "converted")
+        convert_checkpoint(FOLDER / "jax_plaindict_ckpt.npz", tmp_path / "converted")
     assert not list(tmp_path.iterdir())
 
 
 def test_msgpack_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
-    refused(REFERENCE / "jax_flax_masked_image.msgpack", "pip install 'energy-transformer[convert]'")
+    refused(FOLDER / "jax_flax_masked_image.msgpack", "pip install 'energy-transformer[convert]'")
 
 
 def test_script_ends_with_one_line_and_code_2(tmp_path):

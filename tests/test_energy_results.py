@@ -79,6 +79,35 @@ def test_every_model_has_the_energy_of_an_image(cls, config, pixel_values):
     torch.testing.assert_close(alone, outputs.energies[:, -1], rtol=1e-12, atol=0)
 
 
+def test_the_energy_under_a_mask_is_that_of_the_forward_pass(config, pixel_values):
+    model = make(EnergyTransformerForMaskedImageModeling, config)
+    masked = torch.rand(3, 16, generator=torch.Generator().manual_seed(3)) < 0.6
+    corrupted = masked & (torch.rand(3, 16, generator=torch.Generator().manual_seed(4)) < 0.5)
+    noise = torch.rand(3, 16, generator=torch.Generator().manual_seed(5))
+    whole = model.energy(pixel_values)
+    for masks in (
+        {"bool_masked_pos": masked},
+        {"bool_masked_pos": masked.long() * 2 - corrupted.long()},
+        {"bool_masked_pos": masked, "bool_corrupted_pos": corrupted},
+        {"noise": noise},
+    ):
+        expected = model(pixel_values, output_energies=True, **masks).energies[:, -1]
+        assert model.energy(pixel_values, **masks).equal(expected) and not expected.equal(whole), masks.keys()
+    found, expected = (
+        call(pixel_values, generator=torch.Generator().manual_seed(6), **requests)
+        for call, requests in ((model.energy, {}), (model, {"output_energies": True}))
+    )
+    assert found.equal(expected.energies[:, -1])
+    with pytest.raises(ValueError, match="bool_corrupted_pos needs bool_masked_pos"):
+        model.energy(pixel_values, bool_corrupted_pos=corrupted)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_energy_refuses_unknown_arguments(cls, config, pixel_values):
+    with pytest.raises(TypeError, match="bool_mask_pos"):
+        make(cls, config).energy(pixel_values, bool_mask_pos=torch.ones(3, 16, dtype=torch.bool))
+
+
 def test_the_energy_of_an_image_differentiates(config, pixel_values):
     """So it can be a loss, or tell which pixels raise it."""
     model = make(EnergyTransformerModel, config)

@@ -50,6 +50,36 @@ def test_energies_are_float32_and_near_those_of_float64(build, dtype):
     assert relative_error(half_gradient, exact(g.double())) < 0.02
 
 
+@pytest.mark.parametrize("autocast", HALF, ids=str)
+def test_the_lagrangian_is_float32_under_autocast(autocast):
+    torch.manual_seed(0)
+    norm = EnergyLayerNorm(64, regularization=0.1)
+    norm.delta.data.normal_()
+    x = torch.randn(3, 5, 64)
+    expected = norm.lagrangian(x)
+    with torch.autocast("cpu", autocast):
+        found = norm.lagrangian(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("beta", [[0.1, 0.7], torch.tensor([0.1, 0.7], dtype=torch.float64)], ids=["list", "tensor"])
+def test_a_fixed_beta_of_each_head_is_never_rounded(beta):
+    """In float64 it is what was given, also after a cast to half precision; in half precision only products round."""
+    torch.manual_seed(0)
+    attention = EnergyAttention(16, 2, beta, scale=0.5, learnable_beta=False).bfloat16().double()
+    alone = []
+    for head, number in enumerate((0.1, 0.7)):
+        single = EnergyAttention(16, 1, number, head_dim=8, learnable_beta=False).double()
+        single.Wq.data, single.Wk.data = attention.Wq.data[head : head + 1], attention.Wk.data[head : head + 1]
+        alone.append(single)
+    g = torch.randn(2, 5, 16).double()
+    for dtype, rtol in ((torch.float64, 1e-13), (torch.bfloat16, 1e-6)):
+        g = g.to(dtype)
+        found = attention.to(dtype).energy(g)
+        torch.testing.assert_close(found, sum(single.to(dtype).energy(g) for single in alone), rtol=rtol, atol=0)
+
+
 def test_large_scores_and_sums_do_not_overflow_in_float16():
     """Row sums of relu² beyond 65504 and a logsumexp of scores in the hundreds."""
     hopfield = BaseModernHopfield(64, 4096, scale=1.0).half()

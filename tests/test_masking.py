@@ -55,6 +55,12 @@ def test_at_least_one_patch_stays_and_one_goes():
     assert count_masked(4, 0.01, 1.0) == (1, 1)
 
 
+def test_at_least_one_masked_patch_is_replaced_unless_none_may_be():
+    assert count_masked(4, 0.3, 0.4) == (1, 1)
+    assert count_masked(196, 0.5, 1e-3) == (98, 1)
+    assert count_masked(4, 0.3, 0.0) == (1, 0)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5])
 def test_a_ratio_outside_the_open_interval_is_refused(ratio):
     with pytest.raises(ValueError, match="mask_ratio"):

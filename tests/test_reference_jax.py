@@ -4,7 +4,6 @@ import pytest
 import torch
 from reference_numbers import (
     PLAINDICT_NAMES,
-    TOLERANCE,
     assert_close,
     assert_gradients,
     copy_parameters,
@@ -18,7 +17,7 @@ from reference_numbers import (
 from energy_transformer import EnergyAttention, EnergyLayerNorm, EnergyTransformerForMaskedImageModeling
 from energy_transformer.descent import descent_step, energy_gradient, token_energies
 from energy_transformer.energies import BaseModernHopfield
-from energy_transformer.patches import patch_mask_to_pixels
+from energy_transformer.patches import patch_mask_to_pixels, patchify
 
 WEIGHTS = {"Wq": "attention.Wq", "Wk": "attention.Wk", "Xi": "hopfield.W", "gamma": "norm.gamma", "delta": "norm.delta"}
 
@@ -80,7 +79,9 @@ def test_descent_and_loss_gradients(dtype):
     assert_close(loss, reference["loss"])
     module.x = x
     names = {**WEIGHTS, "x": "x"}
-    assert_gradients(module, loss, {name: reference[f"dloss_{key}"] for key, name in names.items()})
+    assert_gradients(
+        module, loss, {name: reference[f"dloss_{key}"] for key, name in names.items()}, "jax_equinox_block"
+    )
 
 
 @in_both_precisions
@@ -115,10 +116,12 @@ def test_component_norm_and_weight_gradients(dtype):
     x = reference["x"].to(dtype)
     assert_close(module.norm(x), reference["g"])
     assert_close(module.norm.lagrangian(x), reference["lagrangian_token"])
+    slope = torch.func.grad(lambda x: module.norm.lagrangian(x).sum())(x)
+    assert_close(slope, reference["lagrangian_token_grad"])
     loss = energy_gradient(reference["g"].to(dtype), module.attention, module.hopfield).square().mean()
     energies = torch.nn.ModuleDict({"attention": module.attention, "hopfield": module.hopfield})
     expected = {WEIGHTS[key]: value for key, value in under(reference, "grad.").items()}
-    assert_gradients(energies, loss, expected, TOLERANCE)
+    assert_gradients(energies, loss, expected)
     module.norm.delta.data.zero_()
     assert_close(module.norm(x), reference["g_nobias"])
     assert_close(module.norm.lagrangian(x), reference["lagrangian_token_nobias"])
@@ -139,7 +142,7 @@ def test_descents(dtype, name):
     assert_close(loss, reference["loss"])
     module.x = x
     names = {**WEIGHTS, "x0": "x"}
-    assert_gradients(module, loss, {name: reference[f"grad.{key}"] for key, name in names.items()})
+    assert_gradients(module, loss, {name: reference[f"grad.{key}"] for key, name in names.items()}, f"more/{name}")
 
 
 def image_model(dtype):
@@ -175,10 +178,21 @@ def test_image_model(dtype, kind):
     assert_close(outputs.hidden_states[0][0], reference[f"prepped_{kind}"])
     assert_close(outputs.energies[0], reference[f"energies_{kind}"])
     assert_close(outputs.reconstruction[0], reference[f"recon_single_norm_{kind}"])
+    norm = model.energy_transformer.layers[0].norm
+    twice_normed = norm(norm(outputs.hidden_states[-1]))
+    assert_close(model.decode(twice_normed)[0], reference[f"recon_{kind}"])
     if kind == "full":
         assert_close(torch.stack(outputs.hidden_states)[:, 0], reference["tokens_full"])
     else:
         assert_close(outputs.hidden_states[-1][0], reference[f"tokens_final_{kind}"])
+
+
+@in_both_precisions
+def test_patches_and_their_encoding(dtype):
+    model, reference = image_model(dtype)
+    patches = patchify(reference["image"][None].to(dtype), (4, 4))
+    assert_close(patches[0], reference["patches"].flatten(1))
+    assert_close(model.get_input_embeddings()(patches)[0], reference["encoded"])
 
 
 @in_both_precisions

@@ -3,15 +3,17 @@
 import pytest
 import torch
 from reference_numbers import (
-    DESCENT_GRADIENT_TOLERANCE,
     assert_close,
     assert_gradients,
     in_both_precisions,
     load,
+    tolerance_of,
     under,
 )
 
 from energy_transformer import EnergyTransformer
+
+SEED_FILE = "seed_energy_transformer_{}"
 
 
 def model_of(state, kind, context, steps, step_size, dtype):
@@ -30,7 +32,7 @@ def kind(request):
 
 
 def seed_model(kind, dtype):
-    reference = load(f"seed_energy_transformer_{kind}.npz")
+    reference = load(f"{SEED_FILE.format(kind)}.npz")
     state = under(reference, "state_dict/")
     steps, step_size = int(reference["n_iters"]), reference["alpha"].item()
     return model_of(state, kind, reference["x"].shape[1], steps, step_size, dtype), reference
@@ -47,8 +49,8 @@ def test_descent_and_loss_gradients(kind, dtype):
     loss = y.square().mean()
     assert_close(loss, reference["loss"])
     (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
-    assert_close(gradient, reference["dloss_x"], "x", DESCENT_GRADIENT_TOLERANCE)
-    assert_gradients(model, loss, under(reference, "dloss/"))
+    assert_close(gradient, reference["dloss_x"], "x", tolerance_of(SEED_FILE.format(kind)))
+    assert_gradients(model, loss, under(reference, "dloss/"), SEED_FILE.format(kind))
 
 
 @in_both_precisions
@@ -76,7 +78,8 @@ def test_ema_update(kind, dtype):
 @in_both_precisions
 @pytest.mark.parametrize("context", [0, 9])
 def test_with_and_without_positions(kind, context, dtype):
-    reference = load(f"more/seed_{kind}_ctx{'N' if context else 0}.npz")
+    file = f"more/seed_{kind}_ctx{'N' if context else 0}"
+    reference = load(f"{file}.npz")
     config = reference["config"]
     model = model_of(under(reference, "state."), kind, context, config["n_iters_default"], config["alpha"], dtype)
     x, g, steps = reference["x"].to(dtype), reference["g"].to(dtype), int(reference["n_iters_override"])
@@ -85,7 +88,7 @@ def test_with_and_without_positions(kind, context, dtype):
     assert_close(output, reference["output"])
     assert_close(torch.stack(features), reference["features"])
     assert_close(torch.stack(energies), reference["energies"])
-    assert_gradients(model, output.square().mean(), under(reference, "grad."))
+    assert_gradients(model, output.square().mean(), under(reference, "grad."), file)
 
     assert_close(model(x, n_iters=steps)[0], reference["output_n_iters"])
     assert_close(model(x, n_iters=0)[0], reference["output_n_iters0"])

@@ -112,6 +112,14 @@ def test_betas():
     assert EnergyMHA(12, 3, beta=0.7).beta.tolist() == pytest.approx([0.7] * 3)
     with pytest.raises(ValueError, match=r"beta must be a number or have shape \(3,\) or \(1,\), got \(2,\)"):
         EnergyMHA(12, 3, beta=torch.ones(2))
+    for cls in (BaseModernHopfield, SoftmaxModernHopfield):
+        with pytest.raises(ValueError, match=r"beta must be a number or have shape .*, got \(1, 1\)"):
+            cls(12, 20, beta=torch.ones(1, 1), learnable_beta=False)
+    for learnable in (True, False):
+        with pytest.raises(ValueError, match=r"beta must be a number or have shape \(1,\) or \(1,\), got \(1, 1\)"):
+            EnergyMHA(12, 1, beta=torch.ones(1, 1), learnable_beta=learnable)
+        with pytest.raises(ValueError, match=r"beta must be a number or have shape \(3,\) or \(1,\), got \(2,\)"):
+            EnergyMHA(12, 3, beta=[0.1, 0.2], learnable_beta=learnable)
 
 
 @pytest.mark.parametrize("cls", [BaseModernHopfield, SoftmaxModernHopfield])
@@ -184,6 +192,8 @@ def test_ema_update(model):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * new.state_dict()[name], rtol=1e-14, atol=1e-14)
     assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="zip"):
+        model.ema_update(torch.nn.Module())
 
 
 def test_unbatched_batched_and_vmap_agree(model, x):

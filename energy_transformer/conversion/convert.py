@@ -11,7 +11,8 @@ from transformers.utils import logging
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..errors import UserError
 from . import jax, lemon, seed
-from .options import ConversionOptions
+from .layout import split_training_state
+from .options import ConversionOptions, read_options
 from .output import require_free_folder, write_checkpoint
 from .plan import Plan
 from .readers import ForeignFile, read_file
@@ -42,13 +43,14 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path | None = None,
         The model in evaluation mode and in the dtype of the file, unless `dtype` says otherwise.
 
     Raises:
-        UserError: for a file that is damaged, of unknown format or origin, holds more than tensors, has an unused or a
-            missing key or shapes that contradict each other or the options; and for an `output_dir` that is not empty.
+        UserError: for a file that is unreadable, damaged, of unknown format or origin, holds more than tensors or
+            numbers that are not finite, has an unused, missing or doubled key or shapes that contradict each other or
+            the options; for an unknown option; and for an `output_dir` that is not empty.
     """
     if output_dir is not None:
         require_free_folder(output_dir)
     file = read_file(source)
-    plan = plan_conversion(file, ConversionOptions(**options))
+    plan = plan_conversion(file, read_options(options))
     model = build_model(plan)
     if plan.defaults:
         settings = ", ".join(f"{name}={plan.arguments[name]}" for name in plan.defaults)
@@ -60,17 +62,26 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path | None = None,
 
 def plan_conversion(file: ForeignFile, options: ConversionOptions) -> Plan:
     """What the file becomes. Raises a `UserError` when it is of no known origin."""
+    file = split_training_state(file)
+    training_state = sorted({name.split(".")[0] for name in file.training_state})
     convert = next((convert for recognizes, convert in _ORIGINS if recognizes(file)), None)
     if convert is None:
-        names = ", ".join([*file.tensors, *file.others][:5]) or "nothing"
-        raise UserError(f"source {file.path} is of an unknown origin: a {file.format} file that holds {names} …")
+        names = [*file.tensors, *file.others][:5]
+        content = f"{', '.join(names)} …" if names else f"no parameters: {', '.join(training_state) or 'nothing'}"
+        raise UserError(f"source {file.path} is of an unknown origin: a {file.format} file that holds {content}")
+    for name, value in file.others.items():
+        raise UserError(f"source {file.path} has an unused key: {name} ({type(value).__name__})")
     plan = convert(file, options)
+    plan.left_out = [*training_state, *plan.left_out]
     dtype = options.torch_dtype
     if dtype is None:
         dtype = next(iter(plan.state.values())).dtype
         for tensor in plan.state.values():
             dtype = torch.promote_types(dtype, tensor.dtype)
     plan.state = {name: tensor.to(dtype) for name, tensor in plan.state.items()}
+    for name, tensor in plan.state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"dtype={dtype} is too narrow for {name}")
     return plan
 
 

@@ -4,7 +4,7 @@ from ..modeling_energy_transformer import (
     EnergyTransformerForImageClassification,
     EnergyTransformerForMaskedImageModeling,
 )
-from .layout import Slot, bind, split_training_state, strip_prefix, transpose
+from .layout import Slot, bind, strip_prefix, transpose
 from .options import ConversionOptions, choose, patch_geometry, widths
 from .plan import EMBEDDINGS, IMAGENET, Plan, layer
 from .readers import ForeignFile
@@ -54,23 +54,22 @@ def recognizes_flax(file: ForeignFile) -> bool:
 
 def convert_plaindict(file: ForeignFile, options: ConversionOptions) -> Plan:
     """The layout that `image_core.load_checkpoint` reads."""
-    tensors, _, left_out = split_training_state(file)
-    state, sizes = bind(tensors, _PLAINDICT)
-    return _plan("plaindict_ckpt.npz layout", state, sizes, options, left_out=left_out)
+    state, sizes = bind(file.tensors, _PLAINDICT)
+    return _plan("plaindict_ckpt.npz layout", state, sizes, options)
 
 
 def convert_flax(file: ForeignFile, options: ConversionOptions) -> Plan:
     """`flax.serialization.to_bytes` of the parameters or of a whole TrainState; masked image and classification."""
-    tensors, _, left_out = split_training_state(file)
-    tensors = strip_prefix(tensors, "backbone.")
+    tensors = strip_prefix(file.tensors, "backbone.")
     if not any(name.startswith("cls_head.") for name in tensors):
         state, sizes = bind(tensors, _FLAX_MASKED_IMAGE)
-        return _plan("flax masked-image model", state, sizes, options, left_out=left_out)
+        return _plan("flax masked-image model", state, sizes, options)
 
     head = _classifier_layout(tensors)
     state, sizes = bind(tensors, {**_FLAX_BACKBONE, **head})
     state.pop(EMBEDDINGS + "mask_token")
-    plan = _plan("flax classification model", state, sizes, options, left_out=[*left_out, "backbone.mask_token"])
+    plan = _plan("flax classification model", state, sizes, options)
+    plan.left_out.append("backbone.mask_token")
     plan.model_class = EnergyTransformerForImageClassification
     plan.arguments |= {
         "classifier_head": "mlp" if "cls_head.layers_3.kernel" in head else "linear",
@@ -96,7 +95,7 @@ def _classifier_layout(tensors) -> dict[str, Slot]:
     return layout
 
 
-def _plan(layout: str, state, sizes: dict[str, int], options: ConversionOptions, left_out: list[str]) -> Plan:
+def _plan(layout: str, state, sizes: dict[str, int], options: ConversionOptions) -> Plan:
     options.refuse(("hopfield_activation",), "the JAX image models have a ReLU")
     geometry = patch_geometry(sizes["P"], sizes["N"] - 1, options)
     settings, defaults = choose(options, {"num_steps": 12, "step_size": 0.1, "attention_beta": None})
@@ -106,6 +105,5 @@ def _plan(layout: str, state, sizes: dict[str, int], options: ConversionOptions,
         arguments={**geometry, **widths(sizes, options), **settings, "attend_to_self": True},
         state=state,
         defaults=defaults,
-        left_out=left_out,
         normalization=IMAGENET if geometry["num_channels"] == 3 else None,
     )

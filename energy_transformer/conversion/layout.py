@@ -4,6 +4,7 @@ Every tensor of the file must have its place, every place its tensor, and the si
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from ..errors import UserError
 from .readers import ForeignFile
 
 TRAINING_STATE = ("args", "epoch", "opt", "opt_state", "optimizer", "optimizer_state_dict", "scheduler", "step")
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Slot(NamedTuple):
@@ -33,27 +36,42 @@ def transpose(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.T.contiguous()
 
 
-def split_training_state(file: ForeignFile) -> tuple[dict[str, torch.Tensor], dict[str, object], list[str]]:
-    """The model's tensors; the plain values of the training state; and the names of what is left out.
+def split_training_state(file: ForeignFile) -> ForeignFile:
+    """The same file with everything below one of `TRAINING_STATE` moved into its `training_state`."""
+
+    def divide(values: dict) -> tuple[dict, dict]:
+        state = {name: value for name, value in values.items() if name.split(".")[0] in TRAINING_STATE}
+        return {name: value for name, value in values.items() if name not in state}, state
+
+    (tensors, state), (others, plain_state) = divide(file.tensors), divide(file.others)
+    return replace(file, tensors=tensors, others=others, training_state=state | plain_state)
+
+
+def strip_prefix(tensors: Mapping[str, torch.Tensor], markers: str | tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The names without what stands before a marker in the first name that has one, such as `params.` or `model.`.
 
     Raises:
-        UserError: for a value beside the training state that is no tensor.
+        UserError: when two names become the same.
     """
-    top_level = {name: name.split(".")[0] for name in (*file.tensors, *file.others)}
-    state = {name for name, top in top_level.items() if top in TRAINING_STATE}
-    unknown = [name for name in file.others if name not in state]
-    if unknown:
-        raise UserError(
-            f"source {file.path} has an unused key: {unknown[0]} ({type(file.others[unknown[0]]).__name__})"
-        )
-    tensors = {name: tensor for name, tensor in file.tensors.items() if name not in state}
-    return tensors, file.others, sorted({top_level[name] for name in state})
+    markers = (markers,) if isinstance(markers, str) else markers
+    prefix = next(name[: name.index(marker)] for name in tensors for marker in markers if marker in name)
+    stripped: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(prefix)
+        if short in stripped:
+            raise UserError(f"the source has two values for the key {short}: one of them is {prefix}{short}")
+        stripped[short] = tensor
+    return stripped
 
 
-def strip_prefix(tensors: Mapping[str, torch.Tensor], marker: str) -> dict[str, torch.Tensor]:
-    """The names without what stands before `marker` in the first name that has it, such as `params.` or `model.`."""
-    prefix = next(name[: name.index(marker)] for name in tensors if marker in name)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def _require_numbers(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        kind = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+        raise UserError(f"{name} is a {kind} tensor, expected a dense one with its numbers")
+    if tensor.dtype not in DTYPES:
+        raise UserError(f"{name} holds {tensor.dtype}, expected floating-point numbers of 16, 32 or 64 bits")
+    if not tensor.isfinite().all():
+        raise UserError(f"{name} holds NaN or infinite numbers")
 
 
 def bind(
@@ -65,7 +83,8 @@ def bind(
         The tensors under our names, and the size that each letter of the layout stands for.
 
     Raises:
-        UserError: naming a missing or unused key, or a shape that contradicts the others.
+        UserError: naming a missing or unused key, a shape that contradicts the others, or a tensor that does not hold
+            finite floating-point numbers.
     """
     missing, unused = sorted(layout.keys() - tensors.keys()), sorted(tensors.keys() - layout.keys())
     if missing:
@@ -77,8 +96,7 @@ def bind(
     first: dict[str, str] = {}
     for name, slot in layout.items():
         tensor = tensors[name]
-        if not tensor.is_floating_point():
-            raise UserError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
+        _require_numbers(name, tensor)
         letters = slot.sizes.split()
         if len(letters) != tensor.ndim:
             raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected ({', '.join(letters)})")

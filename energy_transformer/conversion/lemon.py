@@ -5,7 +5,7 @@ import re
 
 from ..errors import UserError
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from .layout import Slot, bind, split_training_state, strip_prefix, transpose
+from .layout import Slot, bind, strip_prefix, transpose
 from .options import ConversionOptions, choose, patch_geometry, widths
 from .plan import EMBEDDINGS, Plan, layer
 from .readers import ForeignFile
@@ -35,8 +35,7 @@ def recognizes(file: ForeignFile) -> bool:
 def convert(file: ForeignFile, options: ConversionOptions) -> Plan:
     """The image model; `args` of `train.py`, where the file has them, tell what the shapes cannot."""
     options.refuse(("hopfield_activation",), "Lemon-cmd's image model has a ReLU")
-    tensors, others, left_out = split_training_state(file)
-    tensors = strip_prefix(tensors, "blocks.")
+    tensors = strip_prefix(file.tensors, "blocks.")
     blocks = len({match[1] for match in map(_BLOCK_NAME.search, tensors) if match})
     attention_bias = any(name.endswith(".attn.bq") for name in tensors)
     hopfield_bias = any(name.endswith(".hn.proj.bias") for name in tensors)
@@ -45,7 +44,7 @@ def convert(file: ForeignFile, options: ConversionOptions) -> Plan:
         layout |= _block_layout(index, attention_bias, hopfield_bias)
     state, sizes = bind(tensors, layout)
 
-    recorded = _recorded(others.get("args"))
+    recorded = _recorded(file.training_state.get("args"))
     settings, defaults = choose(options, {"num_steps": 12, "step_size": 1.0, "attention_beta": None}, recorded)
     return Plan(
         origin="Lemon-cmd/energy-transformer-torch (image model)",
@@ -65,7 +64,6 @@ def convert(file: ForeignFile, options: ConversionOptions) -> Plan:
         },
         state=state,
         defaults=defaults,
-        left_out=left_out,
         notes=["The layer norm before the decoder has the token width as its epsilon, as in the original."],
         normalization=_NORMALIZATIONS.get(recorded.get("data_name", "")),
     )

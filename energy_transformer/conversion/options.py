@@ -11,6 +11,12 @@ from ..errors import UserError
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
+def _is_positive(value: object, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return 0 < value < math.inf
+
+
 @dataclass(frozen=True)
 class ConversionOptions:
     """Every field is None when it is to be read from the file, or left to the origin's own default.
@@ -42,9 +48,10 @@ class ConversionOptions:
         for name in (field.name for field in fields(self) if field.name not in ("hopfield_activation", "dtype")):
             value = getattr(self, name)
             several = name == "image_size" and isinstance(value, list | tuple) and len(value) == 2
-            numbers = value if several else [value]
-            if value is not None and not all(isinstance(n, int | float) and n > 0 for n in numbers):
-                kind = "one number or height and width" if name == "image_size" else "a number"
+            whole = name not in ("step_size", "attention_beta")
+            if value is not None and not all(_is_positive(n, whole) for n in (value if several else [value])):
+                kind = "a whole number" if whole else "a finite number"
+                kind = "one whole number or height and width" if name == "image_size" else kind
                 raise UserError(f"{name} must be {kind} greater than 0, got {value!r}")
         if self.hopfield_activation not in (None, "relu", "softmax"):
             raise UserError(f"hopfield_activation must be 'relu' or 'softmax', got {self.hopfield_activation!r}")
@@ -67,6 +74,15 @@ class ConversionOptions:
         for name in names:
             if getattr(self, name) is not None:
                 raise UserError(f"{name} does not apply: {reason}")
+
+
+def read_options(options: dict[str, Any]) -> ConversionOptions:
+    """Raises a `UserError` for an unknown option, and for a value that is not allowed."""
+    known = [field.name for field in fields(ConversionOptions)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"unknown option {name}: the options are {', '.join(known)}")
+    return ConversionOptions(**options)
 
 
 def patch_geometry(elements: int, patches: int, options: ConversionOptions) -> dict:

@@ -27,7 +27,11 @@ _AUTO_CLASSES = {
 def require_free_folder(output_dir: str | Path) -> None:
     """Raise a `UserError` unless the folder is missing or empty."""
     folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"output_dir {folder} cannot be read: {error.strerror or error}") from error
+    if occupied:
         raise UserError(f"output_dir {folder} is not an empty folder: choose another one")
 
 

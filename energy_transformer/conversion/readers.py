@@ -6,7 +6,7 @@ Three formats: NumPy's `.npz`, the msgpack bytes of `flax.serialization`, and th
 import argparse
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +31,14 @@ class ForeignFile:
         format: `"npz"`, `"msgpack"` or `"torch"`.
         tensors: every array, under its path through the nested dicts, joined by dots.
         others: every other value, under the same kind of names.
+        training_state: what `split_training_state` took out of both.
     """
 
     path: Path
     format: Literal["npz", "msgpack", "torch"]
     tensors: dict[str, torch.Tensor]
     others: dict[str, Any]
+    training_state: dict[str, Any] = field(default_factory=dict)
 
 
 class _Damaged(Exception):
@@ -47,12 +49,16 @@ def read_file(path: str | Path) -> ForeignFile:
     """Read a checkpoint; the format is recognized from the bytes, not from the name.
 
     Raises:
-        UserError: when the file is missing, damaged, of another format, or holds more than tensors and plain values.
+        UserError: when the file is missing, unreadable, damaged, of another format, holds more than tensors and plain
+            values, or two values under one name.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"source {path} is {'a folder' if path.is_dir() else 'missing'}: give one checkpoint file")
-    file_format = _recognize(path)
+    try:
+        if not path.is_file():
+            raise UserError(f"source {path} is {'a folder' if path.is_dir() else 'missing'}: give one checkpoint file")
+        file_format = _recognize(path)
+    except OSError as error:
+        raise UserError(f"source {path} cannot be read: {error.strerror or error}") from error
     try:
         tree = {"npz": _read_npz, "msgpack": _read_msgpack, "torch": _read_torch}[file_format](path)
     except _Damaged as error:
@@ -90,17 +96,20 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            leaves.update(_flatten(value, f"{name}."))
-        else:
-            leaves[name] = value
+        for leaf, content in (_flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}).items():
+            if leaf in leaves:
+                raise UserError(f"the source has two values for the key {leaf}")
+            leaves[leaf] = content
     return leaves
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            _require_different(arrays.files)
             return {name: _to_tensor(np.ascontiguousarray(arrays[name]), arrays[name].shape) for name in arrays.files}
+    except UserError:
+        raise
     except Exception as error:
         if "allow_pickle" in str(error):
             raise UserError(f"source {path} holds Python objects, not only arrays; they are not unpickled") from error
@@ -135,9 +144,25 @@ def _read_msgpack(path: Path) -> Any:
     except ImportError as error:
         raise UserError("flax checkpoints need msgpack: pip install 'energy-transformer[convert]'") from error
     try:
-        return _join_chunks(msgpack.unpackb(path.read_bytes(), ext_hook=_unpack_flax, strict_map_key=False))
+        data = path.read_bytes()
+        return _join_chunks(
+            msgpack.unpackb(data, ext_hook=_unpack_flax, object_pairs_hook=_dict_of, strict_map_key=False)
+        )
+    except UserError:
+        raise
     except Exception as error:
         raise _Damaged(error) from error
+
+
+def _require_different(keys: list) -> None:
+    twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+    if twice is not None:
+        raise UserError(f"the source has two values for the key {twice}")
+
+
+def _dict_of(pairs: list[tuple[Any, Any]]) -> dict:
+    _require_different([key for key, _ in pairs])
+    return dict(pairs)
 
 
 def _unpack_flax(code: int, data: bytes) -> Any:

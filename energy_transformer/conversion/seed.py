@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ..energy_transformers import EnergyTransformer
 from ..errors import UserError
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from .layout import Slot, bind, split_training_state
+from .layout import Slot, bind, strip_prefix
 from .options import ConversionOptions, choose, patch_geometry, widths
 from .plan import EMBEDDINGS, NO_NORMALIZATION, Plan, layer
 from .readers import ForeignFile
@@ -39,13 +40,9 @@ def recognizes(file: ForeignFile) -> bool:
 def convert(file: ForeignFile, options: ConversionOptions) -> Plan:
     """A bare block, or the image model of the example script."""
     options.refuse(("attention_beta",), "the seed's betas are in the file")
-    tensors, _, left_out = split_training_state(file)
-    prefix = next(name.removesuffix(marker) for name in tensors for marker in _MARKERS if name.endswith(marker))
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = strip_prefix(file.tensors, _MARKERS)
     is_image_model = any(name.startswith(_IMAGE_PARTS) for name in tensors)
-    plan = (_convert_image_model if is_image_model else _convert_block)(tensors, options)
-    plan.left_out = left_out
-    return plan
+    return (_convert_image_model if is_image_model else _convert_block)(tensors, options)
 
 
 def _block_layout(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -113,8 +110,10 @@ def load_energy_transformer(folder: str | Path) -> EnergyTransformer:
 
 def build_block(arguments: dict, state: dict[str, torch.Tensor]) -> EnergyTransformer:
     """A block with these constructor arguments and parameters."""
-    shared_beta = torch.ones(1) if state["mha.beta"].shape == (1,) else None
-    block = EnergyTransformer(**arguments, beta=shared_beta)
+    block = EnergyTransformer(**arguments)
+    # the shapes of the betas are those that the original's constructor was given
+    block.mha.beta = nn.Parameter(state["mha.beta"])
+    block.hopfield.beta = nn.Parameter(state["hopfield.beta"])
     block.load_state_dict(state, strict=True, assign=True)
     return block.eval()
 
