@@ -26,7 +26,7 @@ test: $(INSTALLED) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 conformance: $(INSTALLED) ## Run transformers' own common tests on the models (downloads their source)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/run.py $(ARGS)
