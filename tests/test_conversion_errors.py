@@ -285,6 +285,7 @@ def test_pickles_of_more_than_tensors_are_not_run(zipped, tmp_path):
     [
         (b"", "unknown format"),
         (b"just some text", "unknown format"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), "unknown format"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
     ],
 )

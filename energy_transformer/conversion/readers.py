@@ -87,9 +87,17 @@ def _recognize(path: Path) -> Literal["npz", "msgpack", "torch"]:
             return "torch"
     elif head and head[0] == _PICKLE:
         return "torch"
-    if head and head[0] in _MSGPACK_MAPS:
+    if _begins_msgpack_map(head):
         return "msgpack"
     raise UserError(f"source {path} is of an unknown format: expected .npz, flax msgpack or a file of torch.save")
+
+
+def _begins_msgpack_map(head: bytes) -> bool:
+    """Whether a map begins, and its first key is a string: a PNG's first byte would also be that of a map."""
+    if not head or head[0] not in _MSGPACK_MAPS:
+        return False
+    key = head[{0xDE: 3, 0xDF: 5}.get(head[0], 1) :][:1]
+    return b"\xa0" <= key <= b"\xbf" or key in (b"\xd9", b"\xda")
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -145,9 +153,7 @@ def _read_msgpack(path: Path) -> Any:
         raise UserError("flax checkpoints need msgpack: pip install 'energy-transformer[convert]'") from error
     try:
         data = path.read_bytes()
-        return _join_chunks(
-            msgpack.unpackb(data, ext_hook=_unpack_flax, object_pairs_hook=_dict_of, strict_map_key=False)
-        )
+        return _join_chunks(msgpack.unpackb(data, ext_hook=_unpack_flax, object_pairs_hook=_dict_of))
     except UserError:
         raise
     except Exception as error:
