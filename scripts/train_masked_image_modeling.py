@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from energy_transformer.command_line import run_script
-from energy_transformer.training.arguments import parse_arguments
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo.yaml"
 
 
 def main(argv: list[str]) -> None:
-    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__)
+    from energy_transformer.training.arguments import parse_arguments
+
+    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__)  # tells a mistake before the slow import
     from energy_transformer.training.masked_image_modeling import Training
 
     training = Training(args)

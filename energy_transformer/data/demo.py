@@ -15,6 +15,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
+
 CROP = 32
 SCALES = (1, 2, 4)
 TEST_BAND = (0.55, 0.80)
@@ -91,12 +93,12 @@ def load_demo_dataset(cache_dir: str | Path | None = None) -> datasets.DatasetDi
     Built on first use and cached in `cache_dir` (that of `datasets` when None). The same on every machine.
 
     Raises:
-        ImportError: when scikit-image is not installed.
+        UserError: when scikit-image is not installed.
     """
     try:
         import skimage
     except ImportError as error:
-        raise ImportError("the demo dataset needs scikit-image: pip install 'energy-transformer[train]'") from error
+        raise UserError("the demo dataset needs scikit-image: pip install 'energy-transformer[train]'") from error
     recipe = repr((CROP, SCALES, TEST_BAND, MAX_CROPS, MIN_STANDARD_DEVIATION, PHOTOGRAPHS, skimage.__version__))
     version = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "energy_transformer_demo" / version
