@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForMaskedImageModeling
 
-from .data import denormalize, load_image, load_image_processor, normalize, processor_sizes, resize_to_tensor
+from .data import denormalize, load_image, normalize, resize_to_tensor
 from .errors import UserError
 from .hub import load_pretrained
+from .image_processing import load_image_processor, processor_sizes
 from .masking import draw_masks
 from .modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 

@@ -21,7 +21,7 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
 )
 from energy_transformer.conversion import convert_checkpoint, load_energy_transformer
-from energy_transformer.data import load_image_processor
+from energy_transformer.image_processing import load_image_processor
 from energy_transformer.patches import patchify, unpatchify
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"

@@ -8,7 +8,6 @@ from PIL import Image
 
 from energy_transformer.data import (
     ImageTensors,
-    build_image_processor,
     denormalize,
     load_image,
     load_image_datasets,
@@ -17,6 +16,7 @@ from energy_transformer.data import (
 )
 from energy_transformer.data.demo import photograph
 from energy_transformer.errors import UserError
+from energy_transformer.image_processing import build_image_processor
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,9 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
 )
 from energy_transformer.command_line import run_script
-from energy_transformer.data import build_image_processor, denormalize, load_image_processor
+from energy_transformer.data import denormalize
 from energy_transformer.data.demo import photograph
+from energy_transformer.image_processing import build_image_processor, load_image_processor
 from energy_transformer.metrics import masked_squared_error
 from energy_transformer.reconstruction import prepare_image, reconstruct
 

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedImageModeling, ViTMAEConfig
 
-from energy_transformer.data import load_image_processor
 from energy_transformer.data.demo import photograph
 from energy_transformer.errors import UserError
+from energy_transformer.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.evaluation import evaluate
 from energy_transformer.training.masked_image_modeling import Training, build_loaders

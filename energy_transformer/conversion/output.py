@@ -16,7 +16,7 @@ from .plan import Plan
 from .readers import ForeignFile
 
 if TYPE_CHECKING:
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    from transformers.image_processing_backends import PilBackend
 
 _AUTO_CLASSES = {
     "EnergyTransformerForMaskedImageModeling": "AutoModelForMaskedImageModeling",
@@ -67,21 +67,12 @@ def _write_files(model: nn.Module, plan: Plan, file: ForeignFile, folder: Path) 
     _model_card(model, plan, file).save(folder / "README.md")
 
 
-def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> "BitImageProcessorPil":
-    """Resizes to cover the model's images, crops the center and normalizes as the origin does."""
+def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> "PilBackend":
     try:
-        from PIL import Image
-        from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+        from ..image_processing import build_image_processor
     except ImportError as error:
         raise UserError("an image processor needs Pillow: pip install 'energy-transformer[convert]'") from error
-    height, width = model.config.image_height_width
-    return BitImageProcessorPil(
-        size={"shortest_edge": max(height, width)},
-        crop_size={"height": height, "width": width},
-        resample=Image.Resampling.BICUBIC,
-        image_mean=list(mean),
-        image_std=list(std),
-    )
+    return build_image_processor(model.config.image_height_width, len(mean), mean, std)
 
 
 def _model_card(model: nn.Module, plan: Plan, file: ForeignFile) -> ModelCard:

@@ -42,7 +42,10 @@ class ForeignFile:
 
 
 class _Damaged(Exception):
-    """The file is not what its first bytes promise; the message says what was met."""
+    """The file is not what its first bytes promise; the message says what was met.
+
+    Parsers raise exceptions of any kind for damaged bytes, so that all of them are caught around a parser.
+    """
 
 
 def read_file(path: str | Path) -> ForeignFile:

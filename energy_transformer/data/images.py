@@ -10,40 +10,8 @@ from accelerate.utils import tqdm
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers.image_processing_backends import PilBackend
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from ..errors import UserError
-from ..hub import load_pretrained
-
-
-def processor_sizes(height: int, width: int) -> dict[str, dict[str, int]]:
-    """`size` and `crop_size` of a processor: a square is cut from the middle of the image, resized to cover it; to
-    another shape the image is resized whole, so that images that have it already are left as they are."""
-    target = {"height": height, "width": width}
-    return {"size": {"shortest_edge": height} if height == width else target, "crop_size": target}
-
-
-def build_image_processor(image_size: tuple[int, int], num_channels: int = 3) -> PilBackend:
-    """A processor that resizes and crops as [`processor_sizes`] says, and maps [0, 255] to [-1, 1].
-
-    It is transformers' own BiT processor, so `AutoImageProcessor` loads what `save_pretrained` writes.
-    """
-    height, width = image_size
-    return BitImageProcessorPil(
-        **processor_sizes(height, width),
-        image_mean=[0.5] * num_channels,
-        image_std=[0.5] * num_channels,
-        do_convert_rgb=num_channels == 3,
-    )
-
-
-def load_image_processor(name_or_path: str, **kwargs) -> PilBackend:
-    """The processor of a checkpoint, without torchvision, which `AutoImageProcessor` of transformers 5.17 asks for.
-
-    Raises:
-        UserError: when there is none, or the Hub cannot be reached.
-    """
-    return load_pretrained(BitImageProcessorPil, name_or_path, **kwargs)
 
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
@@ -103,7 +71,7 @@ class ImageTensors(Dataset):
     Args:
         split: a `datasets.Dataset`.
         image_column: its column of images.
-        processor: from [`build_image_processor`].
+        processor: from `image_processing.build_image_processor`.
         in_memory_bytes: 1 GiB by default.
 
     Raises:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, denormalize, normalize
 from ..masking import draw_masks
 from ..metrics import masked_squared_error, mean_visible_color, neighbor_average
@@ -19,9 +20,10 @@ from ..visualization import descent_figure, energy_figure, reconstruction_figure
 from .arguments import MaskedImageModelingArguments
 
 
-def evaluation_noise(num_images: int, units: int, seed: int) -> torch.Tensor:
-    """The noise behind the mask of each held-out image, (num_images, units), on the CPU."""
-    return torch.rand(num_images, units, generator=torch.Generator().manual_seed(seed))
+def evaluation_masks(config: EnergyTransformerConfig, num_images: int, units: int, seed: int) -> torch.Tensor:
+    """The hidden patches of each held-out image, (num_images, patches), on the CPU."""
+    noise = torch.rand(num_images, units, generator=torch.Generator().manual_seed(seed))
+    return draw_masks(config.mask_type, noise, config.grid_size, config.mask_ratio)[0]
 
 
 @torch.no_grad()
@@ -30,13 +32,11 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
     model.eval()
     config = accelerator.unwrap_model(model).config
     patch_size = config.patch_height_width
-    noise = evaluation_noise(len(loader.dataset), units, seed)
+    masks = evaluation_masks(config, len(loader.dataset), units, seed)
     errors = []
     for batch in loader:
         pixel_values = normalize(batch["image"], processor)
-        mask, _ = draw_masks(
-            config.mask_type, noise[batch["index"].cpu()].to(pixel_values.device), config.grid_size, config.mask_ratio
-        )
+        mask = masks[batch["index"].cpu()].to(pixel_values.device)
         reconstruction = denormalize(model(pixel_values, bool_masked_pos=mask).reconstruction, processor)
         images = denormalize(pixel_values, processor)
         predictions = (
@@ -70,8 +70,7 @@ def save_pictures(
     patch_size = model.config.patch_height_width
     count = min(args.num_visual_samples, len(images))
     pixel_values = normalize(images.__getitems__(list(range(count)))["image"].to(model.device), processor)
-    noise = evaluation_noise(len(images), units, args.seed)[:count].to(model.device)
-    mask, _ = draw_masks(model.config.mask_type, noise, model.config.grid_size, model.config.mask_ratio)
+    mask = evaluation_masks(model.config, len(images), units, args.seed)[:count].to(model.device)
     result = reconstruct(model, processor, pixel_values, mask)
     baselines = {
         "neighbour average": neighbor_average(result.images, mask, patch_size),

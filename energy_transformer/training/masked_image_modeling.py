@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..data import ImageTensors, build_image_processor, load_image_datasets, normalize
+from ..data import ImageTensors, load_image_datasets, normalize
 from ..errors import UserError
 from ..hub import load_pretrained
+from ..image_processing import build_image_processor
 from ..masking import draw_masks, noise_units
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from .arguments import MaskedImageModelingArguments
