@@ -238,7 +238,7 @@ class Training(ABC):
             self.average = average.to(self.accelerator.device).requires_grad_(False)
             self.accelerator.register_for_checkpointing(self.average)
         if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable()
         if args.compile:
             model.compile()
         self.model_class = type(model)
@@ -283,7 +283,7 @@ class Training(ABC):
                 self._report(progress, loss, energies, self.timer.figures(reported, self.images_per_step))
                 reported = copy.copy(self.timer)
             metric = None
-            if self._is_due(args.eval_steps) and not is_last:
+            if self._is_due(args.eval_steps) and (not is_last or args.load_best_model_at_end):
                 metric = self._evaluate_midway(progress)
             if args.sample_steps and self.step % args.sample_steps == 0:
                 self._save_samples()
@@ -425,7 +425,7 @@ class Training(ABC):
             model.load_state_dict(vectors_to_scalars(weights, self.vectors))
         return model.to(self.accelerator.device)
 
-    def _save(self, model: PreTrainedModel, results: dict) -> None:
+    def _save(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         try:
             self._save_model(model)
             self._save_results(model, results)
@@ -441,10 +441,10 @@ class Training(ABC):
             for path in Path(temporary).iterdir():
                 path.replace(self.folder / path.name)
 
-    def _save_results(self, model: PreTrainedModel, results: dict) -> None:
+    def _save_results(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         self.save_pictures(model.eval(), self.folder / "samples")
-        record = {
-            **results,
+        record: dict[str, Any] = {
+            **dict(results),
             "num_parameters": model.num_parameters(),
             "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
