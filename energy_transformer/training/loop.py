@@ -94,7 +94,8 @@ class Training(ABC):
         self._build_data()
         self.total_steps = self._count_steps()
         self._build_model()
-        self.timer, self.last_loss, self.grad_norm = StepTimer(), None, None
+        self.timer, self.grad_norm = StepTimer(), None
+        self.last_loss: float | None = None
         self.checkpoints = Checkpoints(
             self.accelerator,
             self.folder,
@@ -389,12 +390,12 @@ class Training(ABC):
         return 0.0 if norm is None else float(norm)
 
     def _report(self, progress, loss: torch.Tensor, energies: torch.Tensor, figures: dict[str, float]) -> None:
-        self.last_loss = self._check_finite(loss)
+        self.last_loss = value = self._check_finite(loss)
         before, after = self.accelerator.reduce(energies, "mean").tolist()
         self.log.write(
             self.step,
             {
-                "loss": self.last_loss,
+                "loss": value,
                 "learning_rate": max(self.schedule.get_last_lr()),
                 "grad_norm": self._norm(),
                 "energy_before": before,
@@ -402,7 +403,7 @@ class Training(ABC):
                 **figures,
             },
         )
-        progress.set_postfix({"loss": f"{self.last_loss:.4f}", "images/s": f"{figures['images_per_second']:.0f}"})
+        progress.set_postfix({"loss": f"{value:.4f}", "images/s": f"{figures['images_per_second']:.0f}"})
 
     def _save_samples(self) -> None:
         with self._evaluated_weights():
@@ -444,7 +445,7 @@ class Training(ABC):
     def _save_results(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         self.save_pictures(model.eval(), self.folder / "samples")
         record: dict[str, Any] = {
-            **dict(results),
+            **results,
             "num_parameters": model.num_parameters(),
             "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
