@@ -120,7 +120,9 @@ class CommonArguments:
 
     eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
     checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
-    checkpoints_total_limit: int | None = _option(None, "Keep so many saved states; never the newest or best deleted.")
+    checkpoints_total_limit: int | None = _option(
+        None, "Keep so many saved states, and always the newest and the best."
+    )
     load_best_model_at_end: bool = _option(False, "Evaluate and save the saved state with the best held-out figure.")
     resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
     logging_steps: int = _option(20, "Report loss, rate, energies and speed every N steps.")

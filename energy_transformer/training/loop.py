@@ -291,9 +291,9 @@ class Training(ABC):
             signal_number = interruption.agreed()
             if self._is_due(args.checkpointing_steps) or signal_number:
                 self._check_finite(loss)
-                self.checkpoints.save(self.step, metric)
+                saved = self.checkpoints.save(self.step, metric)
             if signal_number:
-                self._leave(progress, signal_number)
+                self._leave(progress, signal_number, saved)
         progress.close()
 
     def _evaluate_midway(self, progress) -> float:
@@ -304,11 +304,12 @@ class Training(ABC):
             progress.write(f"step {self.step}: {self.describe(results)}")
         return results[self.metric]
 
-    def _leave(self, progress, number: signal.Signals) -> None:
+    def _leave(self, progress, number: signal.Signals, saved: bool) -> None:
         progress.close()
+        state = "its state is saved" if saved else "its state could not be saved"
         if self.accelerator.is_main_process:
             print(
-                f"{number.name}: stopped after step {self.step}; go on with --resume_from_checkpoint latest", flush=True
+                f"{number.name}: stopped after step {self.step}, {state}: --resume_from_checkpoint latest", flush=True
             )
         self.accelerator.end_training()
         raise SystemExit(128 + number)
