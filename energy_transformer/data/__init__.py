@@ -1,5 +1,6 @@
 """From a dataset's name or folder to batches of uint8 images."""
 
+from .augmentation import Augmentation
 from .images import (
     ImageTensors,
     denormalize,
@@ -10,6 +11,7 @@ from .images import (
 from .loading import load_image_datasets
 
 __all__ = [
+    "Augmentation",
     "ImageTensors",
     "denormalize",
     "load_image",
