@@ -1,18 +1,14 @@
 """From a dataset's name or folder to batches of uint8 images."""
 
 from .augmentation import Augmentation
-from .images import (
-    ImageTensors,
-    denormalize,
-    load_image,
-    normalize,
-    resize_to_tensor,
-)
+from .images import ImageTensors, broken_images_report
 from .loading import load_image_datasets
+from .pixels import denormalize, load_image, normalize, resize_to_tensor
 
 __all__ = [
     "Augmentation",
     "ImageTensors",
+    "broken_images_report",
     "denormalize",
     "load_image",
     "load_image_datasets",

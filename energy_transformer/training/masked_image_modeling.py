@@ -114,7 +114,7 @@ def build_loaders(args: MaskedImageModelingArguments, config: EnergyTransformerC
                 batch_size=batch_size,
                 shuffle=training,
                 drop_last=training,
-                num_workers=0 if images.in_memory else args.dataloader_num_workers,
+                num_workers=0 if images.is_decoded else args.dataloader_num_workers,
                 collate_fn=images.collate,
             )
         )
