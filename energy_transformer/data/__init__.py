@@ -4,10 +4,13 @@ from .augmentation import Augmentation
 from .images import ImageTensors, broken_images_report
 from .loading import load_image_datasets
 from .pixels import denormalize, load_image, normalize, resize_to_tensor
+from .streaming import ImageStream, StreamLoader
 
 __all__ = [
     "Augmentation",
+    "ImageStream",
     "ImageTensors",
+    "StreamLoader",
     "broken_images_report",
     "denormalize",
     "load_image",
