@@ -166,7 +166,7 @@ def test_files_that_are_no_data(tmp_path):
             load_image_datasets(train_dir=str(tmp_path / name))
         assert "\n" not in str(error.value)
     (tmp_path / "a.csv").write_text("x,y")
-    with pytest.raises(UserError, match="neither a folder nor a parquet file"):
+    with pytest.raises(UserError, match="neither a folder nor a parquet or tar file"):
         load_image_datasets(train_dir=str(tmp_path / "a.csv"))
 
 

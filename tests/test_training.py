@@ -104,7 +104,7 @@ def test_the_printed_error_is_that_of_the_saved_model(finished):
     processor = load_image_processor(folder)
     args = parse_arguments(SMALL, DEMO)
     splits, column = load_image_datasets(max_train_samples=64, max_eval_samples=40)
-    _, images = image_tensors(splits, column, None, processor)
+    _, images = image_tensors(splits, column, None, processor, args)
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(build_eval_loader(images, args))
     again = evaluate(accelerator, model, loader, processor, 64, args.seed)

@@ -11,7 +11,7 @@ from ..errors import UserError
 from .decoding import Decoder, decode_once, find_broken
 
 OnBrokenImage = Literal["skip", "error"]
-_NAMED = 5  # broken images in a report
+NAMED = 5  # broken images in a report
 
 
 class ImageTensors(Dataset):
@@ -106,10 +106,18 @@ class ImageTensors(Dataset):
                 self._broken[row] = True
         raise self._nothing_readable()
 
+    def broken_rows(self) -> list[int]:
+        """The rows of the split whose image is known to be broken."""
+        return self._broken.nonzero().flatten().tolist()
+
+    def mark_broken(self, rows: torch.Tensor) -> None:
+        """Add what another process has found."""
+        self._broken[rows.long()] = True
+
     def broken_images(self) -> tuple[int, list[str]]:
         """The number of broken images found so far, and what is wrong with the first few."""
-        rows = self._broken.nonzero().flatten().tolist()
-        return len(rows), [self._reason(row) for row in rows[:_NAMED]]
+        rows = self.broken_rows()
+        return len(rows), [self._reason(row) for row in rows[:NAMED]]
 
     def _nothing_readable(self) -> UserError:
         return UserError(f"none of the {len(self._broken)} images can be read: {self._reason(0)}")
@@ -122,8 +130,7 @@ class ImageTensors(Dataset):
         return f"the image of row {row} could not be read when it was first decoded"
 
 
-def broken_images_report(count: int, total: int | None, reasons: list[str]) -> str:
+def broken_images_report(count: int, reasons: list[str]) -> str:
     """One line on broken images that were passed over."""
-    of = "" if total is None else f" of {total}"
     others = f"; and {count - len(reasons)} more" if count > len(reasons) else ""
-    return f"passed over {count} broken images{of}: {'; '.join(reasons)}{others}"
+    return f"passed over {count} broken images: {'; '.join(reasons)}{others}"

@@ -3,6 +3,7 @@
 import io
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from PIL import Image
@@ -44,6 +45,14 @@ def load_image(source: dict[str, Any], num_channels: int, where: str) -> Image.I
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image {name}: {error}") from error
+
+
+def with_bytes(source: dict[str, Any] | None) -> dict[str, Any] | None:
+    """{"bytes", "path"} of a remote file with its bytes; anything else as it is."""
+    if source is None or source.get("bytes") or "://" not in (source.get("path") or ""):
+        return source
+    with fsspec.open(source["path"], "rb") as file:
+        return {"path": source["path"], "bytes": file.read()}
 
 
 def resize_to_tensor(image: Image.Image, processor: PilBackend) -> torch.Tensor:

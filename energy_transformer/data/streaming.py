@@ -13,16 +13,17 @@ from itertools import islice
 from typing import Any
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow
 import torch
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
 from ..errors import UserError
 from .decoding import decode_image
-from .images import OnBrokenImage
+from .images import NAMED, OnBrokenImage
+from .pixels import with_bytes
 
 _ROWS = 32  # read at a time
 
@@ -82,6 +83,8 @@ class ImageStream(IterableDataset):
         self.process, self.num_processes = process, num_processes
         self.places = [Place()]  # where each worker of this process begins
         self.first_worker = 0  # the one that makes the first batch
+        self.num_broken = 0
+        self.reasons: list[str] = []
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place, list[str]]]:
         info = get_worker_info()
@@ -109,6 +112,15 @@ class ImageStream(IterableDataset):
                     batch["label"] = torch.tensor(labels)
                 yield batch, place, broken
                 images, labels, broken = [], [], []
+
+    def broken_images(self) -> tuple[int, list[str]]:
+        """How often a broken image was passed over, and what is wrong with the first few."""
+        return self.num_broken, self.reasons
+
+    def add_broken(self, count: int, reasons: list[str]) -> None:
+        """Count broken images, and keep the first few reasons."""
+        self.num_broken += count
+        self.reasons = [*self.reasons, *reasons][:NAMED]
 
     def _shuffled(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
         """The reader's rows in their shuffled order, each with the place after it."""
@@ -163,54 +175,47 @@ class ImageStream(IterableDataset):
             raise UserError(f"streaming: shard {shard} cannot be read beyond row {number}: {reason}") from error
 
 
-def with_bytes(source: dict[str, Any] | None) -> dict[str, Any] | None:
-    """{"bytes", "path"} of a remote file with its bytes; anything else as it is."""
-    if source is None or source.get("bytes") or "://" not in (source.get("path") or ""):
-        return source
-    with fsspec.open(source["path"], "rb") as file:
-        return {"path": source["path"], "bytes": file.read()}
-
-
 class StreamLoader:
-    """Endless batches of an [`ImageStream`], decoded by workers, with a state that continues them exactly.
+    """Endless batches of an [`ImageStream`] on a device, with a state that continues them exactly.
 
     Args:
         images: the stream, as this process reads it.
         num_workers: processes that read and decode; 0: this one.
-        pin_memory: as that of `DataLoader`.
+        device: where the batches go.
     """
 
-    def __init__(self, images: ImageStream, num_workers: int = 0, pin_memory: bool = False):
-        self.images = images
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+    steps_per_epoch = None
+
+    def __init__(self, images: ImageStream, num_workers: int = 0, device: torch.device | str = "cpu"):
+        self.images, self.num_workers, self.device = images, num_workers, torch.device(device)
         self._places = [Place()] * max(num_workers, 1)
         self._batches = 0
-        self._num_broken = 0
-        self._reasons: list[str] = []
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         num_readers = len(self._places)
         self.images.places, self.images.first_worker = list(self._places), self._batches % num_readers
-        loader = DataLoader(self.images, batch_size=None, num_workers=self.num_workers, pin_memory=self.pin_memory)
+        pin_memory = self.device.type == "cuda"
+        loader = DataLoader(self.images, batch_size=None, num_workers=self.num_workers, pin_memory=pin_memory)
         for batch, place, broken in loader:
             self._places[self._batches % num_readers] = place
             self._batches += 1
-            self._num_broken += len(broken)
-            self._reasons = (self._reasons + broken)[:5]
-            yield batch
+            self.images.add_broken(len(broken), broken)
+            yield send_to_device(batch, self.device, non_blocking=True)
 
-    def broken_images(self) -> tuple[int, list[str]]:
-        """How often a broken image was passed over, and what is wrong with the first few."""
-        return self._num_broken, self._reasons
+    def gather_broken_images(self) -> None:
+        """Let `images.broken_images()` tell what all processes have found; called by all of them."""
+        found = gather_object([self.images.broken_images()])
+        self.images.num_broken, self.images.reasons = 0, []
+        for count, reasons in found:
+            self.images.add_broken(count, reasons)
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch that was yielded, however far the workers have read ahead."""
         return {
             "batches": self._batches,
-            "places": [vars(place) for place in self._places],
+            "places": [vars(place).copy() for place in self._places],
             "num_processes": self.images.num_processes,
-            "num_broken": self._num_broken,
-            "reasons": self._reasons,
+            "broken": list(self.images.broken_images()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -223,9 +228,9 @@ class StreamLoader:
         saved = (state["num_processes"], len(state["places"]))
         if given != saved:
             raise UserError(
-                f"a stream saved with {saved[0]} process(es) and {saved[1]} reader(s) in each goes on with as many "
-                f"alone, got {given[0]} and {given[1]}: set dataloader_num_workers and the number of processes"
+                f"streaming: saved with {saved[0]} process(es) of {saved[1]} reading worker(s), got {given[0]} of "
+                f"{given[1]}: a stream goes on with the same number of processes and dataloader_num_workers alone"
             )
         self._batches = state["batches"]
         self._places = [Place(**place) for place in state["places"]]
-        self._num_broken, self._reasons = state["num_broken"], list(state["reasons"])
+        self.images.num_broken, self.images.reasons = state["broken"]
