@@ -204,6 +204,14 @@ def test_local_doors(tmp_path, kind, num_workers):
     assert seen == Counter(dict.fromkeys(range(12), 2))
 
 
+def test_some_images_of_a_stream(shards):
+    options = {"train_dir": str(shards), "validation_dir": str(shards), "max_eval_samples": 3, "streaming": True}
+    splits, column = load_image_datasets(max_train_samples=20, **options)
+    images = ImageStream(splits["train"], column, PROCESSOR, 5, buffer_size=4)
+    seen = Counter(take_numbers(StreamLoader(images), 8))
+    assert seen == Counter(dict.fromkeys([25 * shard + row for shard in range(4) for row in range(5)], 2))
+
+
 def test_the_demo_streams():
     splits, column = load_image_datasets(streaming=True, max_eval_samples=20)
     assert splits["train"].num_shards == 8 and len(splits["validation"]) == 20
@@ -214,7 +222,7 @@ def test_the_demo_streams():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_train_samples": 5}, "max_train_samples cannot be given with streaming"),
+        ({"max_train_samples": 0, "max_eval_samples": 3}, "max_train_samples must be at least 1, got 0"),
         ({}, "streaming needs max_eval_samples of at least 1, .*; got None"),
         ({"train_dir": "nowhere", "max_eval_samples": 3}, "train_dir: there is no file or folder nowhere"),
     ],

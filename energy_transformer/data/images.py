@@ -133,4 +133,4 @@ class ImageTensors(Dataset):
 def broken_images_report(count: int, reasons: list[str]) -> str:
     """One line on broken images that were passed over."""
     others = f"; and {count - len(reasons)} more" if count > len(reasons) else ""
-    return f"passed over {count} broken images: {'; '.join(reasons)}{others}"
+    return f"passed over {count} broken image{'s' * (count > 1)}: {'; '.join(reasons)}{others}"

@@ -41,10 +41,14 @@ def load_image_datasets(
         UserError: when nothing can be loaded, or there is no such column; the message says what to do.
     """
     if streaming:
-        if max_train_samples is not None:
-            raise UserError("max_train_samples cannot be given with streaming")
         return _load_streams(
-            dataset_name, dataset_config_name, image_column_name, train_dir, validation_dir, max_eval_samples
+            dataset_name,
+            dataset_config_name,
+            image_column_name,
+            train_dir,
+            validation_dir,
+            max_train_samples,
+            max_eval_samples,
         )
     if train_dir is not None:
         splits = datasets.DatasetDict({"train": _load_local("train_dir", train_dir)})
@@ -82,6 +86,7 @@ def _load_streams(
     image_column_name: str | None,
     train_dir: str | None,
     validation_dir: str | None,
+    max_train_samples: int | None,
     max_eval_samples: int | None,
 ) -> tuple[datasets.DatasetDict, str]:
     splits: dict[str, datasets.IterableDataset]
@@ -104,13 +109,18 @@ def _load_streams(
         raise UserError(
             f"streaming needs max_eval_samples of at least 1, to keep them in memory; got {max_eval_samples}"
         )
-    column = _image_column(splits["train"], image_column_name)
+    train = splits["train"]
+    if max_train_samples is not None:
+        if max_train_samples < 1:
+            raise UserError(f"max_train_samples must be at least 1, got {max_train_samples}")
+        train = train.take(max_train_samples)  # the first of each shard
+    column = _image_column(train, image_column_name)
     held_out = splits[held_out_name]
     _image_column(held_out, column)
     held_out = held_out.cast_column(column, datasets.Image(decode=False)).take(max_eval_samples)
     rows = [{**row, column: with_bytes(row[column])} for row in held_out]
     validation = datasets.Dataset.from_list(rows, features=held_out.features).cast_column(column, datasets.Image())
-    return datasets.DatasetDict({"train": splits["train"], "validation": validation}), column
+    return datasets.DatasetDict({"train": train, "validation": validation}), column
 
 
 def _some(split: datasets.Dataset, count: int | None, name: str, seed: int) -> datasets.Dataset:

@@ -6,7 +6,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
 from ..errors import UserError
@@ -43,6 +43,8 @@ def load_image(source: dict[str, Any], num_channels: int, where: str) -> Image.I
         return image.convert("L" if num_channels == 1 else "RGB")
     except UserError:
         raise
+    except UnidentifiedImageError as error:  # its message shows an address in memory
+        raise UserError(f"cannot read the image {name}: it is of no format that Pillow knows") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image {name}: {error}") from error
 

@@ -259,14 +259,15 @@ class Training(ABC):
             train_images, self.eval_images = image_tensors(
                 splits, image_column, label_column, self.processor, self.args
             )
+        self.known_broken_images = train_images.broken_images()[0]
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
 
     def _report_broken_images(self) -> int:
-        """Of training, on all processes; those that are found while images are read are told here alone."""
+        """Of training, on all processes; tells those that were found as images were read."""
         self.train_loader.gather_broken_images()
         count, reasons = self.train_loader.images.broken_images()
-        if count:
+        if count > self.known_broken_images:
             logger.warning(f"training {broken_images_report(count, reasons)}")
         return count
 
