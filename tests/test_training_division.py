@@ -103,6 +103,7 @@ def test_fully_sharded_processes_are_one_step(tmp_path):
     done = finish(launcher("fsdp", tmp_path / "two", *words, *states))
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert {path.name for path in (tmp_path / "two").glob("*.py")} == {p.name for p in (tmp_path / "one").glob("*.py")}
     again = [*words, *states, f"--resume_from_checkpoint={tmp_path / 'two' / 'checkpoint-5'}"]
     done = finish(launcher("fsdp", tmp_path / "two", *again))
     assert done.returncode == 0, done.stderr

@@ -42,6 +42,7 @@ from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
 from .output_folder import check_output_dir, prepare_output_dir
+from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu, vectors_to_scalars
 
 logger = get_logger(__name__)
 _ADVICE = "try a smaller learning_rate, a smaller max_grad_norm or mixed_precision no"
@@ -81,6 +82,7 @@ class Training(ABC):
             log_with=tracker_name(args),
             project_dir=self.folder / "runs",
         )
+        shard_on_cpu(self.accelerator)
         state = find_state(self.folder, args.resume_from_checkpoint)
         check_output_dir(args, state)
         self._check_launch()
@@ -196,13 +198,9 @@ class Training(ABC):
                 "train_broken_images": self._report_broken_images(),
                 "eval_broken_images": self.eval_images.broken_images()[0],
             }
-            try:
-                self._save_model()
-                if self.accelerator.is_main_process:
-                    self._save_results(results)
-            except (OSError, SafetensorError) as error:
-                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-                raise UserError(f"output_dir {self.folder}: the model could not be written: {reason}") from error
+            model = self._whole_model()
+            if self.accelerator.is_main_process:
+                self._save(model, results)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return results
@@ -224,7 +222,7 @@ class Training(ABC):
 
         if self.args.tf32 and accelerator.device.type != "cuda":
             raise UserError("tf32 needs an NVIDIA GPU")
-        if self._is_sharded and (self.args.ema_decay or self.args.sample_steps):
+        if is_sharded(self.accelerator) and (self.args.ema_decay or self.args.sample_steps):
             raise UserError(
                 "ema_decay and sample_steps need the whole model on each process: not with FSDP or DeepSpeed"
             )
@@ -232,10 +230,6 @@ class Training(ABC):
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it does not see our loader
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def _build_model(self) -> None:
         args, model = self.args, self.build_model()
@@ -248,6 +242,9 @@ class Training(ABC):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if args.compile:
             model.compile()
+        self.model_class = type(model)
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.vectors = scalars_to_vectors(model) if sharded else set()
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
         self.schedule = build_schedule(self.optimizer, args, self.total_steps)
         self.accelerator.register_for_checkpointing(self.schedule)
@@ -420,36 +417,46 @@ class Training(ABC):
 
     def _save_samples(self) -> None:
         with self._evaluated_weights():
+            model = self._whole_model()
             if self.accelerator.is_main_process:
-                model = self.accelerator.unwrap_model(self.model).eval()
-                self.save_pictures(model, self.folder / "samples" / f"step-{self.step}")
+                self.save_pictures(model.eval(), self.folder / "samples" / f"step-{self.step}")
         self.accelerator.wait_for_everyone()
 
     def _is_due(self, every: str | None) -> bool:
         interval = self.train_loader.steps_per_epoch if every == "epoch" else int(every or 0)
         return bool(interval) and self.step % interval == 0
 
-    def _save_model(self) -> None:
+    def _whole_model(self) -> PreTrainedModel:
+        """The model on this process; where it is sharded, a copy with all weights on the main process alone."""
+        if not is_sharded(self.accelerator):
+            return self.accelerator.unwrap_model(self.model)
+        weights = self.accelerator.get_state_dict(self.model)
+        model = self.model_class(self.config)
+        if self.accelerator.is_main_process:
+            model.load_state_dict(vectors_to_scalars(weights, self.vectors))
+        return model.to(self.accelerator.device)
+
+    def _save(self, model: PreTrainedModel, results: dict) -> None:
+        try:
+            self._save_model(model)
+            self._save_results(model, results)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"output_dir {self.folder}: the model could not be written: {reason}") from error
+
+    def _save_model(self, model: PreTrainedModel) -> None:
         """Model and processor, written beside the folder's files and moved into their places when complete."""
-        model = self.accelerator.unwrap_model(self.model)
-        weights = model.state_dict() if self.average is not None else self.accelerator.get_state_dict(self.model)
-        if not self.accelerator.is_main_process:
-            return
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=self.folder) as temporary:
-            model.save_pretrained(temporary, state_dict=weights)
+            model.save_pretrained(temporary)
             self.processor.save_pretrained(temporary)
             for path in Path(temporary).iterdir():
                 path.replace(self.folder / path.name)
 
-    def _save_results(self, results: dict) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        count = model.num_parameters()
-        if self._is_sharded:
-            model = type(model).from_pretrained(self.folder).to(self.accelerator.device)
+    def _save_results(self, model: PreTrainedModel, results: dict) -> None:
         self.save_pictures(model.eval(), self.folder / "samples")
         record = {
             **results,
-            "num_parameters": count,
+            "num_parameters": model.num_parameters(),
             "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
             "torch": torch.__version__,
