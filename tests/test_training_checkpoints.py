@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from training_runs import build, finish, losses, script, train, weights
+from training_runs import build, finish, log, losses, script, train, weights
 
 from energy_transformer.errors import UserError
 from energy_transformer.training.checkpoints import SavedState, best_state, find_state
@@ -44,7 +44,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(saved, tmp_path, caplog, 
         state = find_state(folder, "latest")
     assert state.folder.name == "checkpoint-8"
     assert "checkpoint-12" in caplog.text and name in caplog.text
-    with pytest.raises(UserError, match="resume_from_checkpoint: .*checkpoint-12"):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint: .*checkpoint-12"):
         find_state(folder, str(folder / "checkpoint-12"))
 
 
@@ -52,9 +52,7 @@ def test_all_damaged_is_one_clear_error(saved, tmp_path):
     folder = copy_of(saved, tmp_path / "run")
     for path in folder.glob("checkpoint-*/optimizer.bin"):
         path.write_bytes(b"")
-    with pytest.raises(
-        UserError, match="every saved state in .* is damaged: checkpoint-12, checkpoint-4, checkpoint-8"
-    ):
+    with pytest.raises(UserError, match=r"every saved state in .*: checkpoint-12, checkpoint-4, checkpoint-8"):
         find_state(folder, "latest")
 
 
@@ -68,24 +66,25 @@ def test_the_oldest_written_is_deleted_not_the_least_step(saved, tmp_path):
 
 
 def test_the_best_is_kept_and_taken_at_the_end(tmp_path):
-    """The rate makes the error grow, so that the first state is the best."""
+    """The rate grows until the error does, so that the newest state is not the best."""
     words = ["--checkpointing_steps=3", "--eval_steps=3", "--checkpoints_total_limit=2", "--load_best_model_at_end"]
-    results = train(tmp_path, *words, "--learning_rate=0.5", "--max_grad_norm=100")
-    best = best_state(tmp_path, minimize=True)
-    assert json.loads((tmp_path / "best.json").read_text()) == {"checkpoint": best.folder.name, "metric": best.metric}
-    assert len(states(tmp_path)) == 2 and best.folder.name in states(tmp_path)
-    assert results["eval_masked_mse"] == pytest.approx(best.metric, rel=1e-6)
-    measured = {
-        SavedState.read(tmp_path / name).step: SavedState.read(tmp_path / name).metric for name in states(tmp_path)
-    }
-    assert measured[12] is None and min(step for step in measured) == best.step < 9
+    results = train(tmp_path, *words, "--learning_rate=3", "--num_warmup_steps=12", "--max_grad_norm=100")
+    measured = {line["step"]: line["eval_masked_mse"] for line in log(tmp_path) if "eval_masked_mse" in line}
+    best = min(measured, key=measured.get)
+    assert list(measured) == [3, 6, 9, 12] and best != 12
+    assert best_state(tmp_path, minimize=True).step == best
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        "checkpoint": f"checkpoint-{best}", "metric": measured[best],
+    }  # fmt: skip
+    assert set(states(tmp_path)) == {f"checkpoint-{best}", "checkpoint-12"}
+    assert results["eval_masked_mse"] == pytest.approx(measured[best], rel=1e-6)
 
 
 def test_latest_without_a_state_starts_anew_unless_a_model_would_be_lost(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         train(tmp_path, "--resume_from_checkpoint=latest", "--max_train_steps=1")
     assert "there is no saved state" in caplog.text and "starts anew" in caplog.text
-    with pytest.raises(UserError, match="there is no saved state in .* but a finished model"):
+    with pytest.raises(UserError, match=r"there is no saved state in .* but a finished model"):
         build(tmp_path, "--resume_from_checkpoint=latest")
 
 

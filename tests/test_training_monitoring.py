@@ -26,7 +26,7 @@ def test_the_log_and_the_tracker_tell_the_same(tmp_path):
     for line in lines:
         assert line["energy_after"] < line["energy_before"] and line["grad_norm"] > 0
         assert line["step_seconds"] == pytest.approx(line["data_wait_seconds"] + line["compute_seconds"])
-    [run] = [path for path in (tmp_path / "runs").iterdir()]
+    [run] = list((tmp_path / "runs").iterdir())
     events = EventAccumulator(str(run)).Reload()
     for name in ("loss", "learning_rate", "energy_before", "images_per_second"):
         told = {event.step: event.value for event in events.Scalars(name)}

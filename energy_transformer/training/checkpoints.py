@@ -26,6 +26,8 @@ logger = get_logger(__name__)
 MANIFEST = "manifest.json"
 BEST = "best.json"
 _LOADER = "loader_{}.bin"
+# torch.save has no exception of its own for a full disk; it may meet it in any of these
+_TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream", "file write failed")
 
 
 @dataclass
@@ -257,7 +259,7 @@ class Checkpoints:
 
 def _write_failure(error: Exception) -> str:
     """The reason in one line; an error that is not about writing is raised again."""
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+    if isinstance(error, RuntimeError) and not any(part in str(error) for part in _TORCH_WRITE_FAILURES):
         raise error
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
 

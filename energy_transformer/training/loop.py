@@ -90,7 +90,8 @@ class Training(ABC):
         self._build_data()
         self.total_steps = self._count_steps()
         self._build_model()
-        self.timer, self.last_loss, self.grad_norm = StepTimer(), None, None
+        self.timer, self.grad_norm = StepTimer(), None
+        self.last_loss: float | None = None
         self.checkpoints = Checkpoints(
             self.accelerator,
             self.folder,
@@ -239,7 +240,7 @@ class Training(ABC):
             self.average = average.to(self.accelerator.device).requires_grad_(False)
             self.accelerator.register_for_checkpointing(self.average)
         if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable()
         if args.compile:
             model.compile()
         self.model_class = type(model)
@@ -295,7 +296,7 @@ class Training(ABC):
                 self._report(progress, loss, energies, self.timer.figures(reported, self.images_per_step))
                 reported = copy.copy(self.timer)
             metric = None
-            if self._is_due(args.eval_steps) and not is_last:
+            if self._is_due(args.eval_steps) and (not is_last or args.load_best_model_at_end):
                 metric = self._evaluate_midway(progress)
             if args.sample_steps and self.step % args.sample_steps == 0:
                 self._save_samples()
@@ -400,12 +401,12 @@ class Training(ABC):
         return 0.0 if norm is None else float(norm)
 
     def _report(self, progress, loss: torch.Tensor, energies: torch.Tensor, figures: dict[str, float]) -> None:
-        self.last_loss = self._check_finite(loss)
+        self.last_loss = value = self._check_finite(loss)
         before, after = self.accelerator.reduce(energies, "mean").tolist()
         self.log.write(
             self.step,
             {
-                "loss": self.last_loss,
+                "loss": value,
                 "learning_rate": max(self.schedule.get_last_lr()),
                 "grad_norm": self._norm(),
                 "energy_before": before,
@@ -413,7 +414,7 @@ class Training(ABC):
                 **figures,
             },
         )
-        progress.set_postfix({"loss": f"{self.last_loss:.4f}", "images/s": f"{figures['images_per_second']:.0f}"})
+        progress.set_postfix({"loss": f"{value:.4f}", "images/s": f"{figures['images_per_second']:.0f}"})
 
     def _save_samples(self) -> None:
         with self._evaluated_weights():
@@ -436,7 +437,7 @@ class Training(ABC):
             model.load_state_dict(vectors_to_scalars(weights, self.vectors))
         return model.to(self.accelerator.device)
 
-    def _save(self, model: PreTrainedModel, results: dict) -> None:
+    def _save(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         try:
             self._save_model(model)
             self._save_results(model, results)
@@ -452,9 +453,9 @@ class Training(ABC):
             for path in Path(temporary).iterdir():
                 path.replace(self.folder / path.name)
 
-    def _save_results(self, model: PreTrainedModel, results: dict) -> None:
+    def _save_results(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         self.save_pictures(model.eval(), self.folder / "samples")
-        record = {
+        record: dict[str, Any] = {
             **results,
             "num_parameters": model.num_parameters(),
             "num_processes": self.accelerator.num_processes,
