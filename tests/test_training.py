@@ -104,7 +104,7 @@ def test_the_printed_error_is_that_of_the_saved_model(finished):
     processor = load_image_processor(folder)
     args = parse_arguments(SMALL, DEMO)
     splits, column = load_image_datasets(max_train_samples=64, max_eval_samples=40)
-    _, images = image_tensors(splits, column, None, processor)
+    _, images = image_tensors(splits, column, None, processor, args)
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(build_eval_loader(images, args))
     again = evaluate(accelerator, model, loader, processor, 64, args.seed)
@@ -277,7 +277,13 @@ def test_a_broken_image_ends_the_process_with_one_line_and_code_2(tmp_path):
     for index in range(3):
         Image.fromarray(photograph("coffee.png")[: 40 + index, :40]).save(images / f"{index}.png")
     (images / "1.png").write_bytes((images / "1.png").read_bytes()[:-200])
-    command = [sys.executable, SCRIPT, f"--train_dir={images}", f"--output_dir={tmp_path / 'output'}"]
+    command = [
+        sys.executable,
+        SCRIPT,
+        f"--train_dir={images}",
+        f"--output_dir={tmp_path / 'output'}",
+        "--on_broken_image=error",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error")]

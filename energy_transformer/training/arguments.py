@@ -42,6 +42,7 @@ _COMMON_RULES: list[_Rule] = [
             "num_visual_samples",
             "logging_steps",
             "sample_steps",
+            "shuffle_buffer_size",
         ),
         lambda value: value >= 1,
         "be at least 1",
@@ -52,7 +53,7 @@ _COMMON_RULES: list[_Rule] = [
     (("seed",), lambda value: value < 2**32, "be below 2**32"),
     (("learning_rate", "num_train_epochs", "max_grad_norm"), lambda value: value > 0, "be greater than 0"),
     (
-        ("min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"),
+        ("max_cached_bytes", "min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"),
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -89,7 +90,11 @@ class CommonArguments:
     train_val_split: float = _option(0.15, "Share of the training images held out where no other split exists.")
     max_train_samples: int | None = _option(None, "Use only so many training images.")
     max_eval_samples: int | None = _option(None, "Use only so many images for evaluation.")
-    dataloader_num_workers: int = _option(0, "Processes that decode images which do not fit into memory.")
+    dataloader_num_workers: int = _option(0, "Processes that decode images where they are not decoded once.")
+    max_cached_bytes: int = _option(2**32, "Decode images once to a file in the datasets cache if it is no larger.")
+    on_broken_image: Literal["skip", "error"] = _option("skip", "Pass over broken images and count them, or stop.")
+    streaming: bool = _option(False, "Read training images front to back: for what does not fit. Give max_train_steps.")
+    shuffle_buffer_size: int = _option(1000, "Images that each worker shuffles at a time when streaming.")
 
     model_name_or_path: str | None = _option(None, "Checkpoint to start from; a new model when not given.")
     config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
@@ -117,6 +122,8 @@ class CommonArguments:
     layer_decay: float = _option(1.0, "Scale the learning rate by this for each layer below the head.")
     ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
     horizontal_flip: bool = _option(True, "Flip half of the training images.")
+    random_resized_crop: list[float] | None = _option(None, "Train on crops with this least and greatest share.")
+    color_jitter: float = _option(0.0, "Change brightness, contrast and saturation by up to this share.")
 
     eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
     checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..data import batch_slice, load_image_datasets
+from ..data import Augmentation, batch_slice, broken_images_report, load_image_datasets
 from ..errors import UserError
 from ..image_processing import build_image_processor
 from .arguments import CommonArguments
@@ -54,11 +54,6 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def flip(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Mirror the images (B, C, H, W) whose number in [0, 1), (B,), lies below one half."""
-    return torch.where((uniform < 0.5)[:, None, None, None], images.flip(-1), images)
-
-
 def _several_processes_were_asked_for() -> bool:
     """Whether `accelerate launch --cpu --num_processes N` with N > 1 started this one process."""
     return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
@@ -77,6 +72,7 @@ class Training(ABC):
 
     def __init__(self, args: CommonArguments):
         self.args = args
+        self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
         self.config = self.build_config()
         self.folder = Path(args.output_dir)
         self.accelerator = Accelerator(
@@ -105,6 +101,7 @@ class Training(ABC):
                 "dataset_name": args.dataset_name,
                 "train_dir": args.train_dir,
                 "images_per_step": self.images_per_step,
+                "shuffle_buffer_size": args.shuffle_buffer_size if args.streaming else None,
             },
             run_id=state.run_id if state else uuid.uuid4().hex[:8],
             limit=args.checkpoints_total_limit,
@@ -137,6 +134,7 @@ class Training(ABC):
             max_train_samples=args.max_train_samples,
             max_eval_samples=args.max_eval_samples,
             seed=args.seed,
+            streaming=args.streaming,
         )
         return splits, image_column, None
 
@@ -149,7 +147,8 @@ class Training(ABC):
 
         Extend it with a task's own, drawn from the same generator (which lives on the device).
         """
-        return {"flip": torch.rand(num_images, generator=generator, device=generator.device)}
+        size = (num_images, Augmentation.num_uniform)
+        return {"augmentation": torch.rand(size, generator=generator, device=generator.device)}
 
     def loss_weights(self, draws: Batch) -> torch.Tensor | None:
         """How much each image of a step counts in the mean that is the loss, (num_images,); None: all the same."""
@@ -197,6 +196,8 @@ class Training(ABC):
                 "train_seconds": seconds,
                 "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
                 "train_data_wait_share": self.timer.data_share,
+                "train_broken_images": self._report_broken_images(),
+                "eval_broken_images": self.eval_images.broken_images()[0],
             }
             model = self._whole_model()
             if self.accelerator.is_main_process:
@@ -253,9 +254,20 @@ class Training(ABC):
         self.processor = build_image_processor(self.config.image_height_width, self.config.num_channels)
         with self.accelerator.main_process_first():
             splits, image_column, label_column = self.load_datasets()
-            train_images, self.eval_images = image_tensors(splits, image_column, label_column, self.processor)
+            train_images, self.eval_images = image_tensors(
+                splits, image_column, label_column, self.processor, self.args
+            )
+        self.known_broken_images = train_images.broken_images()[0]
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
+
+    def _report_broken_images(self) -> int:
+        """Of training, on all processes; tells those that were found as images were read."""
+        self.train_loader.gather_broken_images()
+        count, reasons = self.train_loader.images.broken_images()
+        if count > self.known_broken_images:
+            logger.warning(f"training {broken_images_report(count, reasons)}")
+        return count
 
     def _count_steps(self) -> int:
         args, steps_per_epoch = self.args, self.train_loader.steps_per_epoch
@@ -339,8 +351,7 @@ class Training(ABC):
             self.accelerator.num_processes,
         )
         own = {name: values[part] for name, values in draws.items()}
-        if self.args.horizontal_flip:
-            batch["image"] = flip(batch["image"], own["flip"])
+        batch["image"] = self.augment(batch["image"], own["augmentation"])
         with self.accelerator.accumulate(self.model):
             outputs = self.forward(batch, own, **({"output_energies": True} if with_energies else {}))
             loss = outputs.loss
