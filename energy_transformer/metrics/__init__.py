@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from .baselines import masked_squared_error, mean_visible_color, neighbor_average
+from .baselines import masked_squared_error, mean_visible_color, neighbor_average, paint_hidden
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -32,4 +32,11 @@ def load_metric(name: str, **kwargs) -> Any:
     return getattr(importlib.import_module(f".{name}", __package__), METRICS[name])(**kwargs)
 
 
-__all__ = ["METRICS", "load_metric", "masked_squared_error", "mean_visible_color", "neighbor_average"]
+__all__ = [
+    "METRICS",
+    "load_metric",
+    "masked_squared_error",
+    "mean_visible_color",
+    "neighbor_average",
+    "paint_hidden",
+]
