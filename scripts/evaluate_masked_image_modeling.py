@@ -1,4 +1,4 @@
-"""Measure a masked-image model beside two baselines: scripts/evaluate_masked_image_modeling.py CHECKPOINT [--option value]
+"""Measure a masked-image model beside two baselines: evaluate_masked_image_modeling.py CHECKPOINT [--option value]
 
 `accelerate launch` divides the images over several processes; the figures are the same.
 """

@@ -1,4 +1,4 @@
-"""Train or fine-tune an Energy Transformer that classifies images: accelerate launch scripts/train_image_classification.py [--option value]"""
+"""Train or fine-tune an image classifier: accelerate launch scripts/train_image_classification.py [--option value]"""
 
 from pathlib import Path
 

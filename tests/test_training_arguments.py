@@ -11,6 +11,7 @@ from energy_transformer.training.arguments import MaskedImageModelingArguments, 
 from energy_transformer.training.masked_image_modeling import build_config
 
 RECIPES = sorted((Path(__file__).parents[1] / "configuration" / "training").glob("*.yaml"))
+RECIPES = [path for path in RECIPES if "classification" not in path.stem]  # their options are those of another task
 DEMO = next(path for path in RECIPES if path.stem == "demo")
 
 

@@ -57,13 +57,9 @@ def pixel_probe_accuracy(train: ImageTensors, held_out: ImageTensors, num_labels
     is used, so that it takes seconds.
     """
     chosen = np.linspace(0, len(train) - 1, min(len(train), _PROBE_IMAGES)).round().astype(int).tolist()
-    gram, moments = None, None
-    for pixels, labels in _pixel_batches(train, chosen):
-        targets = F.one_hot(labels, num_labels).double()
-        gram = pixels.T @ pixels if gram is None else gram + pixels.T @ pixels
-        moments = pixels.T @ targets if moments is None else moments + pixels.T @ targets
-    ridge = 0.01 * len(chosen) * torch.eye(len(gram), dtype=gram.dtype)
-    weights = torch.linalg.solve(gram + ridge, moments)
+    pixels, labels = (torch.cat(parts) for parts in zip(*_pixel_batches(train, chosen), strict=True))
+    ridge = 0.01 * len(chosen) * torch.eye(pixels.shape[1], dtype=pixels.dtype)
+    weights = torch.linalg.solve(pixels.T @ pixels + ridge, pixels.T @ F.one_hot(labels, num_labels).to(pixels))
     batches = _pixel_batches(held_out, list(range(len(held_out))))
     return sum(((pixels @ weights).argmax(-1) == labels).sum().item() for pixels, labels in batches) / len(held_out)
 

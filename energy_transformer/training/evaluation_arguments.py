@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers.hf_argparser import HfArgumentParser
 
@@ -25,7 +25,7 @@ _SHARED = (
     "per_device_eval_batch_size",
     "cpu",
 )
-_SharedArguments = make_dataclass(
+_SharedArguments: Any = make_dataclass(
     "_SharedArguments",
     [
         (option.name, option.type, field(default=option.default, metadata=dict(option.metadata)))

@@ -5,6 +5,7 @@ next to each other in the batch, in an order that is random already; so what bec
 step's images are divided over processes, as long as no batch splits a pair.
 """
 
+import numpy as np
 import torch
 from scipy.special import betaincinv
 
@@ -14,9 +15,8 @@ _QUANTILES = 4096
 
 def beta_quantiles(alpha: float) -> torch.Tensor:
     """Beta(alpha, alpha) at the middles of 4096 equal steps of probability, float32."""
-    return torch.from_numpy(
-        betaincinv(alpha, alpha, (torch.arange(_QUANTILES).double().numpy() + 0.5) / _QUANTILES)
-    ).float()
+    probabilities = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    return torch.from_numpy(betaincinv(alpha, alpha, probabilities)).float()
 
 
 class Mixer:
