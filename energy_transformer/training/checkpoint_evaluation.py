@@ -14,7 +14,7 @@ from .evaluation import PREDICTORS, evaluation_masks, score_predictions
 from .evaluation_arguments import EvaluationArguments
 from .loaders import build_eval_loader
 
-METRICS = ("masked_mse", "psnr", "ssim")
+_METRICS = ("masked_mse", "psnr", "ssim")
 _NAMES = {"model": "model", "mean_color": "mean colour", "neighbor_average": "neighbour average"}
 
 
@@ -41,7 +41,7 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
         for ratio in args.mask_ratios:
             masks = evaluation_masks(config, len(loader.dataset), units, args.seed, kind, ratio)
             scores = score_predictions(
-                accelerator, model, loader, processor, masks, METRICS, args.num_steps, args.confidence_level
+                accelerator, model, loader, processor, masks, _METRICS, args.num_steps, args.confidence_level
             )
             mask = {"mask_type": kind, "mask_ratio": ratio, "hidden_patches": int(masks[0].sum())}
             results += [{**mask, "prediction": name, **scores[name]} for name in PREDICTORS]
@@ -78,7 +78,7 @@ def format_table(report: dict) -> str:
     """The results as lines of text, each mean with half the width of its interval."""
     lines = [f"{'mask':<16} {'hidden':>8}  {'prediction':<17} {'masked MSE':>17}  {'PSNR (dB)':>12}  {'SSIM':>15}"]
     for row in report["results"]:
-        half = {metric: row[f"{metric}_high"] - row[metric] for metric in METRICS}
+        half = {metric: row[f"{metric}_high"] - row[metric] for metric in _METRICS}
         hidden = f"{row['hidden_patches']}/{report['patches']}"
         lines.append(
             f"{row['mask_type']:<16} {hidden:>8}  {_NAMES[row['prediction']]:<17} "

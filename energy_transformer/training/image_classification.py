@@ -1,5 +1,6 @@
 """Image classification: fine-tuning of a pretrained model, a linear probe, or training from scratch."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -104,17 +105,16 @@ class ImageClassificationTraining(Training):
         results, self.confusion = evaluate_classifier(
             self.accelerator, self.model, self.eval_loader, self.processor, self.names
         )
-        return {**results, **self._baselines()}
+        return {**results, **self._baselines}
 
+    @cached_property
     def _baselines(self) -> dict[str, float]:
-        """Those of the data alone, computed once."""
-        if not hasattr(self, "_baseline_accuracies"):
-            train, held_out = self.train_loader.images, self.eval_images
-            self._baseline_accuracies = {
-                "eval_majority_accuracy": majority_accuracy(train.labels, held_out.labels),
-                "eval_pixel_probe_accuracy": pixel_probe_accuracy(train, held_out, len(self.names)),
-            }
-        return self._baseline_accuracies
+        """Those of the data alone."""
+        train, held_out = self.train_loader.images, self.eval_images
+        return {
+            "eval_majority_accuracy": majority_accuracy(train.labels, held_out.labels),
+            "eval_pixel_probe_accuracy": pixel_probe_accuracy(train, held_out, len(self.names)),
+        }
 
     def describe(self, results: dict[str, float]) -> str:
         return f"held-out accuracy {results['eval_accuracy']:.3f}"
