@@ -1,83 +1,43 @@
-"""Images as uint8 tensors, resized as the checkpoint's image processor says."""
+"""The images of a split as a dataset of uint8 tensors, decoded once or as they are read."""
 
-import io
-from typing import Any
+from typing import Literal
 
 import datasets
-import numpy as np
 import torch
-from accelerate.utils import tqdm
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers.image_processing_backends import PilBackend
 
 from ..errors import UserError
+from .decoding import Decoder, decode_once, find_broken
 
-
-def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
-    """uint8 images (B, C, H, W) to float32 as the processor rescales and normalises them, on their device."""
-    mean, std = _mean_and_std(processor, images.device)
-    return (images.float() * processor.rescale_factor - mean) / std
-
-
-def denormalize(pixel_values: torch.Tensor, processor: PilBackend) -> torch.Tensor:
-    """Normalised images (..., C, H, W) to float32 in units of [0, 1], without clipping."""
-    mean, std = _mean_and_std(processor, pixel_values.device)
-    return pixel_values.float() * std + mean
-
-
-def _mean_and_std(processor: PilBackend, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = torch.tensor([processor.image_mean, processor.image_std], device=device)[..., None, None]
-    return mean, std
-
-
-def load_image(source: dict[str, Any], num_channels: int, where: str) -> Image.Image:
-    """Decode {"bytes", "path"} to a PIL image of 1 or 3 channels.
-
-    Raises:
-        UserError: when it is no image or is damaged; names the file, or else `where`.
-    """
-    name = source.get("path") or where
-    try:
-        image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") else source["path"])
-        if image.mode.startswith(("I", "F")):
-            raise UserError(f"cannot read the image {name}: it has more than 8 bits a channel (mode {image.mode})")
-        return image.convert("L" if num_channels == 1 else "RGB")
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {name}: {error}") from error
-
-
-def resize_to_tensor(image: Image.Image, processor: PilBackend) -> torch.Tensor:
-    """A PIL image to uint8 (C, H, W) of the processor's size, without rescaling and normalising."""
-    array = np.asarray(image)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    crop = processor.crop_size
-    if array.shape[1:] == (crop["height"], crop["width"]):
-        return torch.from_numpy(array.copy())
-    pixels = processor(
-        array, do_rescale=False, do_normalize=False, do_convert_rgb=False, input_data_format="channels_first"
-    )["pixel_values"][0]
-    return torch.from_numpy(np.asarray(pixels)).round().clamp(0, 255).to(torch.uint8)
+OnBrokenImage = Literal["skip", "error"]
+NAMED = 5  # broken images in a report
 
 
 class ImageTensors(Dataset):
     """The images of a split as uint8 tensors of one size.
 
     `dataset[i]` is {"image": (C, H, W) uint8, "index": i}, and "label" where a column of them is named; a loader gets
-    whole batches through `__getitems__`, with [`collate`] as its `collate_fn`. A split of at most `in_memory_bytes` is
-    decoded once, a larger one as it is read.
+    whole batches through `__getitems__`, with [`collate`] as its `collate_fn`.
+
+    A split of at most `max_cached_bytes` is decoded once, to a memory-mapped file in the cache of `datasets`; a larger
+    one as it is read. Broken images are left out, so that `len(dataset)` counts the others; where they are found only
+    as they are read, the next good image stands in for one, so that a batch keeps its size. [`broken_images`] counts
+    and names them.
 
     Args:
         split: a `datasets.Dataset`.
         image_column: its column of images.
         processor: from `image_processing.build_image_processor`.
-        in_memory_bytes: 1 GiB by default.
         label_column: its column of labels, numbers or lists of numbers of one length.
+        max_cached_bytes: 4 GiB by default.
+        on_broken_image: "skip" as above, or "error".
+        check: look for broken images beforehand also where they are not decoded once, as an evaluation must.
+        num_workers: processes that decode once or check; 0: this one.
 
     Raises:
-        UserError: for a broken image, which it names.
+        UserError: for a broken image, which it names, if `on_broken_image` is "error"; when no image can be read; when
+            the cache cannot be written.
     """
 
     def __init__(
@@ -85,45 +45,92 @@ class ImageTensors(Dataset):
         split: datasets.Dataset,
         image_column: str,
         processor: PilBackend,
-        in_memory_bytes: int = 2**30,
         label_column: str | None = None,
+        max_cached_bytes: int = 2**32,
+        on_broken_image: OnBrokenImage = "skip",
+        check: bool = False,
+        num_workers: int = 0,
     ):
-        self.split = split.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
-        self.image_column = image_column
         self.processor = processor
-        self.num_channels = len(processor.image_mean)
-        crop = processor.crop_size
-        self.in_memory = len(split) * self.num_channels * crop["height"] * crop["width"] <= in_memory_bytes
-        self.labels = None if label_column is None else torch.tensor(split[label_column][:])
-        self._decoded = self._decode_all(crop["height"], crop["width"]) if self.in_memory else None
-
-    def _decode_all(self, height: int, width: int) -> torch.Tensor:
-        images = torch.empty(len(self), self.num_channels, height, width, dtype=torch.uint8)
-        for index in tqdm(range(len(self)), desc="decoding images", unit="image", leave=False):
-            images[index] = self._decode(index)
-        return images
-
-    def _decode(self, index: int) -> torch.Tensor:
-        source = self.split[index][self.image_column]
-        where = f"of row {index} in column {self.image_column!r}"
-        if source is None:
-            raise UserError(f"there is no image {where}")
-        return resize_to_tensor(load_image(source, self.num_channels, where), self.processor)
+        self.on_broken_image = on_broken_image
+        self._decoder = Decoder(split, image_column, processor)
+        self.is_decoded = len(split) * torch.Size(self._decoder.shape).numel() <= max_cached_bytes
+        self._pixels = None
+        broken = torch.zeros(len(split), dtype=torch.bool)
+        if self.is_decoded:
+            self._pixels, broken = decode_once(self._decoder, num_workers)
+        elif check:
+            broken = find_broken(self._decoder, num_workers)
+        self._broken = broken.share_memory_()  # the workers of a loader mark what they find
+        self._rows = (~broken).nonzero().flatten()
+        if broken.any() and on_broken_image == "error":
+            raise UserError(self._reason(int(broken.nonzero()[0])))
+        if not len(self._rows):
+            raise self._nothing_readable()
+        self._labels = None if label_column is None else torch.tensor(split[label_column][:])
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         index = torch.tensor(indices)
-        decoded = self._decoded
-        images = torch.stack([self._decode(i) for i in indices]) if decoded is None else decoded[index]
-        labels = {} if self.labels is None else {"label": self.labels[index]}
+        rows = self._rows[index]
+        if self._pixels is None:
+            decoded = [self._decode_from(row) for row in rows.tolist()]
+            rows = torch.tensor([row for row, _ in decoded])
+            images = torch.stack([image for _, image in decoded])
+        else:
+            images = self._pixels[rows]
+        labels = {} if self._labels is None else {"label": self._labels[rows]}
         return {"image": images, "index": index, **labels}
 
     @staticmethod
     def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`__getitems__` has made the batch already."""
         return batch
+
+    def _decode_from(self, first: int) -> tuple[int, torch.Tensor]:
+        """The first row from `first` on, and around the end, that can be decoded."""
+        for step in range(len(self._broken)):
+            row = (first + step) % len(self._broken)
+            if self._broken[row]:
+                continue
+            try:
+                return row, self._decoder.decode(row)
+            except UserError:
+                if self.on_broken_image == "error":
+                    raise
+                self._broken[row] = True
+        raise self._nothing_readable()
+
+    def broken_rows(self) -> list[int]:
+        """The rows of the split whose image is known to be broken."""
+        return self._broken.nonzero().flatten().tolist()
+
+    def mark_broken(self, rows: torch.Tensor) -> None:
+        """Add what another process has found."""
+        self._broken[rows.long()] = True
+
+    def broken_images(self) -> tuple[int, list[str]]:
+        """The number of broken images found so far, and what is wrong with the first few."""
+        rows = self.broken_rows()
+        return len(rows), [self._reason(row) for row in rows[:NAMED]]
+
+    def _nothing_readable(self) -> UserError:
+        return UserError(f"none of the {len(self._broken)} images can be read: {self._reason(0)}")
+
+    def _reason(self, row: int) -> str:
+        try:
+            self._decoder.decode(row)
+        except UserError as error:
+            return str(error)
+        return f"the image of row {row} could not be read when it was first decoded"
+
+
+def broken_images_report(count: int, reasons: list[str]) -> str:
+    """One line on broken images that were passed over."""
+    others = f"; and {count - len(reasons)} more" if count > len(reasons) else ""
+    return f"passed over {count} broken image{'s' * (count > 1)}: {'; '.join(reasons)}{others}"

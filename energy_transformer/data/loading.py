@@ -6,6 +6,7 @@ import datasets
 
 from ..errors import UserError
 from .demo import load_demo_dataset
+from .pixels import with_bytes
 
 _HELD_OUT = ("validation", "test", "valid", "val")
 
@@ -20,6 +21,7 @@ def load_image_datasets(
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     seed: int = 0,
+    streaming: bool = False,
 ) -> tuple[datasets.DatasetDict, str]:
     """Splits `train` and `validation`, and the name of the column that holds the images.
 
@@ -32,10 +34,22 @@ def load_image_datasets(
         train_val_split: share of the training images held out where there is no other split.
         max_train_samples, max_eval_samples: use only so many, drawn with the seed.
         seed: decides which images are held out or left out.
+        streaming: `train` is a `datasets.IterableDataset`, and `validation` the first `max_eval_samples` images of
+            the held-out split, read into memory.
 
     Raises:
         UserError: when nothing can be loaded, or there is no such column; the message says what to do.
     """
+    if streaming:
+        return _load_streams(
+            dataset_name,
+            dataset_config_name,
+            image_column_name,
+            train_dir,
+            validation_dir,
+            max_train_samples,
+            max_eval_samples,
+        )
     if train_dir is not None:
         splits = datasets.DatasetDict({"train": _load_local("train_dir", train_dir)})
     elif dataset_name == "demo":
@@ -66,6 +80,49 @@ def load_image_datasets(
     return datasets.DatasetDict({"train": train, "validation": held_out}), column
 
 
+def _load_streams(
+    dataset_name: str,
+    dataset_config_name: str | None,
+    image_column_name: str | None,
+    train_dir: str | None,
+    validation_dir: str | None,
+    max_train_samples: int | None,
+    max_eval_samples: int | None,
+) -> tuple[datasets.DatasetDict, str]:
+    splits: dict[str, datasets.IterableDataset]
+    if train_dir is not None:
+        splits = {"train": _load_local("train_dir", train_dir, streaming=True)}
+    elif dataset_name == "demo":
+        splits = {name: split.to_iterable_dataset(num_shards=8) for name, split in load_demo_dataset().items()}
+    elif Path(dataset_name).is_file():
+        splits = {"train": _load_local("dataset_name", dataset_name, streaming=True)}
+    else:
+        splits = _load_named(dataset_name, dataset_config_name, streaming=True)
+    if validation_dir is not None:
+        splits["validation"] = _load_local("validation_dir", validation_dir, streaming=True)
+    held_out_name = next((name for name in _HELD_OUT if name in splits), None)
+    if "train" not in splits or held_out_name is None:
+        raise UserError(
+            f"streaming needs a split 'train', and a held-out one or validation_dir; got {', '.join(splits)}"
+        )
+    if max_eval_samples is None or max_eval_samples < 1:
+        raise UserError(
+            f"streaming needs max_eval_samples of at least 1, to keep them in memory; got {max_eval_samples}"
+        )
+    train = splits["train"]
+    if max_train_samples is not None:
+        if max_train_samples < 1:
+            raise UserError(f"max_train_samples must be at least 1, got {max_train_samples}")
+        train = train.take(max_train_samples)  # the first of each shard
+    column = _image_column(train, image_column_name)
+    held_out = splits[held_out_name]
+    _image_column(held_out, column)
+    held_out = held_out.cast_column(column, datasets.Image(decode=False)).take(max_eval_samples)
+    rows = [{**row, column: with_bytes(row[column])} for row in held_out]
+    validation = datasets.Dataset.from_list(rows, features=held_out.features).cast_column(column, datasets.Image())
+    return datasets.DatasetDict({"train": train, "validation": validation}), column
+
+
 def _some(split: datasets.Dataset, count: int | None, name: str, seed: int) -> datasets.Dataset:
     if count is None:
         return split
@@ -74,26 +131,30 @@ def _some(split: datasets.Dataset, count: int | None, name: str, seed: int) -> d
     return split if count >= len(split) else split.shuffle(seed=seed).select(range(count))
 
 
-def _load_local(option: str, location: str) -> datasets.Dataset:
-    """All images below a folder, or all rows of a parquet file or of the parquet files below a folder."""
+def _load_local(option: str, location: str, streaming: bool = False):
+    """All images below a folder, or all rows of a parquet file, or of the parquet files or WebDataset's tar files below
+    a folder; a `datasets.IterableDataset` when streaming."""
     path = Path(location)
     if not path.exists():
         raise UserError(f"{option}: there is no file or folder {location}")
-    parquet = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
-    if not parquet and not path.is_dir():
-        raise UserError(f"{option}: {location} is neither a folder nor a parquet file")
-    files = [str(file) for file in parquet] or str(path / "**")
-    builder = "parquet" if parquet else "imagefolder"
+    builder, found = "imagefolder", [str(path / "**")]
+    for suffix, name in ((".parquet", "parquet"), (".tar", "webdataset")):
+        shards = [path] if path.suffix == suffix else sorted(path.rglob(f"*{suffix}"))
+        if shards:
+            builder, found = name, [str(shard) for shard in shards]
+            break
+    if builder == "imagefolder" and not path.is_dir():
+        raise UserError(f"{option}: {location} is neither a folder nor a parquet or tar file")
     try:
-        return datasets.load_dataset(builder, data_files={"train": files}, split="train")
+        return datasets.load_dataset(builder, data_files={"train": found}, split="train", streaming=streaming)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise UserError(f"{option}: no images could be read from {location}: {_reason(error)}") from error
 
 
-def _load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
+def _load_named(name: str, config_name: str | None, streaming: bool = False):
     """A dataset of the Hub, or a local folder with its splits laid out as `datasets` knows them."""
     try:
-        return datasets.load_dataset(name, config_name)
+        return datasets.load_dataset(name, config_name, streaming=streaming)
     except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
     except OSError as error:  # as are ConnectionError and the Hub's own errors
@@ -109,7 +170,9 @@ def _reason(error: Exception) -> str:
     return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _image_column(split: datasets.Dataset, name: str | None) -> str:
+def _image_column(split: datasets.Dataset | datasets.IterableDataset, name: str | None) -> str:
+    if split.features is None:
+        raise UserError("streaming: the dataset does not tell its columns")
     available = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in split.features.items())
     if name is not None:
         if name not in split.features:

@@ -40,15 +40,20 @@ _COMMON_RULES: list[_Rule] = [
             "max_train_steps",
             "checkpoints_total_limit",
             "num_visual_samples",
+            "logging_steps",
+            "sample_steps",
+            "shuffle_buffer_size",
         ),
         lambda value: value >= 1,
         "be at least 1",
     ),
     (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    (("ema_decay",), *_IS_SHARE),
+    (("layer_decay",), lambda value: 0 < value <= 1, "lie in (0, 1]"),
     (("seed",), lambda value: value < 2**32, "be below 2**32"),
     (("learning_rate", "num_train_epochs", "max_grad_norm"), lambda value: value > 0, "be greater than 0"),
     (
-        ("min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"),
+        ("max_cached_bytes", "min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"),
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -85,7 +90,11 @@ class CommonArguments:
     train_val_split: float = _option(0.15, "Share of the training images held out where no other split exists.")
     max_train_samples: int | None = _option(None, "Use only so many training images.")
     max_eval_samples: int | None = _option(None, "Use only so many images for evaluation.")
-    dataloader_num_workers: int = _option(0, "Processes that decode images which do not fit into memory.")
+    dataloader_num_workers: int = _option(0, "Processes that decode images where they are not decoded once.")
+    max_cached_bytes: int = _option(2**32, "Decode images once to a file in the datasets cache if it is no larger.")
+    on_broken_image: Literal["skip", "error"] = _option("skip", "Pass over broken images and count them, or stop.")
+    streaming: bool = _option(False, "Read training images front to back: for what does not fit. Give max_train_steps.")
+    shuffle_buffer_size: int = _option(1000, "Images that each worker shuffles at a time when streaming.")
 
     model_name_or_path: str | None = _option(None, "Checkpoint to start from; a new model when not given.")
     config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
@@ -107,16 +116,32 @@ class CommonArguments:
     max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
     cpu: bool = _option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
+    compile: bool = _option(False, "Compile the model with torch.compile.")
+    tf32: bool = _option(False, "Let matrix products of float32 use TF32 on a GPU that has it.")
+    gradient_checkpointing: bool = _option(False, "Compute each descent step again in the backward pass: less memory.")
+    layer_decay: float = _option(1.0, "Scale the learning rate by this for each layer below the head.")
+    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
     horizontal_flip: bool = _option(True, "Flip half of the training images.")
+    random_resized_crop: list[float] | None = _option(None, "Train on crops with this least and greatest share.")
+    color_jitter: float = _option(0.0, "Change brightness, contrast and saturation by up to this share.")
 
     eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
     checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
-    checkpoints_total_limit: int | None = _option(None, "Keep only so many of the newest saved states.")
+    checkpoints_total_limit: int | None = _option(None, "Keep so many saved states; never the newest or best deleted.")
+    load_best_model_at_end: bool = _option(False, "Evaluate and save the saved state with the best held-out figure.")
     resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
+    logging_steps: int = _option(20, "Report loss, rate, energies and speed every N steps.")
+    sample_steps: int | None = _option(None, "Write the pictures into samples/step-STEP every N steps.")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = _option(None, "Tracker for the reports.")
+    with_tracking: bool = _option(False, "The same as report_to tensorboard, where that is not given.")
     num_visual_samples: int = _option(8, "Held-out images in the pictures.")
 
     def __post_init__(self) -> None:
         _check(self, _COMMON_RULES)
+        if self.load_best_model_at_end and not (self.eval_steps and self.checkpointing_steps):
+            raise UserError(
+                "load_best_model_at_end needs eval_steps and checkpointing_steps: it takes the best of both"
+            )
 
 
 @dataclass

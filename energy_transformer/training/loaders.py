@@ -5,15 +5,17 @@ from typing import Any, Protocol
 
 import datasets
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate import Accelerator, PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from transformers.image_processing_backends import PilBackend
 
-from ..data import ImageTensors, StepSampler
+from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report
 from ..errors import UserError
 from .arguments import CommonArguments
 
+logger = get_logger(__name__)
 Batch = dict[str, torch.Tensor]
 
 
@@ -25,13 +27,21 @@ class TrainLoader(Protocol):
     where there are labels. All processes and accumulated batches of a step together form its effective batch.
     """
 
-    steps_per_epoch: int | None  # None when it is not known, as in a stream
+    @property
+    def images(self) -> ImageTensors | ImageStream: ...
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """None when it is not known, as in a stream."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def gather_broken_images(self) -> None:
+        """Let `images.broken_images()` tell what all processes have found; called by all of them."""
 
 
 class MapTrainLoader:
@@ -40,7 +50,7 @@ class MapTrainLoader:
 
     def __init__(self, images: ImageTensors, sampler: StepSampler, num_workers: int, device: torch.device):
         self.images, self.sampler, self.device = images, sampler, device
-        self.steps_per_epoch: int | None = sampler.steps_per_epoch
+        self.steps_per_epoch = sampler.steps_per_epoch
         self._loader = DataLoader(
             images,
             batch_sampler=sampler,
@@ -55,6 +65,9 @@ class MapTrainLoader:
             self._batches += 1
             yield send_to_device(batch, self.device, non_blocking=True)
 
+    def gather_broken_images(self) -> None:
+        self.images.mark_broken(torch.tensor(gather_object(self.images.broken_rows())))
+
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._batches // self.sampler.batches_per_step}
 
@@ -63,10 +76,14 @@ class MapTrainLoader:
         self._batches = state["step"] * self.sampler.batches_per_step
 
 
-def build_train_loader(images: ImageTensors, args: CommonArguments, accelerator: Accelerator) -> TrainLoader:
+def build_train_loader(
+    images: ImageTensors | ImageStream, args: CommonArguments, accelerator: Accelerator
+) -> TrainLoader:
     """Raises:
     UserError: when there are too few images for a step.
     """
+    if isinstance(images, ImageStream):
+        return StreamLoader(images, args.dataloader_num_workers, accelerator.device)
     sampler = StepSampler(
         len(images),
         args.per_device_train_batch_size,
@@ -95,15 +112,38 @@ def build_eval_loader(images: ImageTensors, args: CommonArguments) -> DataLoader
 
 
 def _workers(images: ImageTensors, args: CommonArguments) -> int:
-    return 0 if images.in_memory else args.dataloader_num_workers
+    return 0 if images.is_decoded else args.dataloader_num_workers
 
 
 def image_tensors(
-    splits: datasets.DatasetDict, image_column: str, label_column: str | None, processor: PilBackend
-) -> tuple[ImageTensors, ImageTensors]:
-    """The training and the held-out images."""
-    train, held_out = (
-        ImageTensors(splits[name], image_column, processor, label_column=label_column)
-        for name in ("train", "validation")
-    )
+    splits: datasets.DatasetDict,
+    image_column: str,
+    label_column: str | None,
+    processor: PilBackend,
+    args: CommonArguments,
+) -> tuple[ImageTensors | ImageStream, ImageTensors]:
+    """The training and the held-out images; reports those found broken."""
+    options: dict[str, Any] = {"label_column": label_column, "on_broken_image": args.on_broken_image}
+    decoding = {"max_cached_bytes": args.max_cached_bytes, "num_workers": args.dataloader_num_workers}
+    held_out = ImageTensors(splits["validation"], image_column, processor, check=True, **decoding, **options)
+    train: ImageTensors | ImageStream
+    if isinstance(splits["train"], datasets.IterableDataset):
+        state = PartialState()
+        train = ImageStream(
+            splits["train"],
+            image_column,
+            processor,
+            args.per_device_train_batch_size,
+            buffer_size=args.shuffle_buffer_size,
+            seed=args.seed,
+            process=state.process_index,
+            num_processes=state.num_processes,
+            **options,
+        )
+    else:
+        train = ImageTensors(splits["train"], image_column, processor, **decoding, **options)
+    for name, images in (("training", train), ("evaluation", held_out)):
+        count, reasons = images.broken_images()
+        if count:
+            logger.warning(f"{name} {broken_images_report(count, reasons)}")
     return train, held_out

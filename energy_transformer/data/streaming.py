@@ -1,0 +1,236 @@
+"""Images of a dataset that is read front to back: split over processes and workers, shuffled, resumable to the image.
+
+A *reader* is one worker of one process. It has shards of its own, as many as any other reader; the shards that are left
+over are read by all, and each reader keeps every so-manieth row. It goes through its shards epoch after epoch, in an
+order of its own for each, and shuffles their rows chunk by chunk: while the images of one chunk are used, the next is
+read. An image therefore comes once in each of its reader's epochs, and the place of a reader is a few numbers. The
+shuffle buffer of `datasets` is not used, because its content is lost when a stream is resumed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import torch
+from accelerate.utils import gather_object, send_to_device
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers.image_processing_backends import PilBackend
+
+from ..errors import UserError
+from .decoding import decode_image
+from .images import NAMED, OnBrokenImage
+from .pixels import with_bytes
+
+_ROWS = 32  # read at a time
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a reader stands: the first row of the chunk that it is in, and how many of the chunk it has used."""
+
+    epoch: int = 0
+    shard: int = 0  # in the order of the epoch
+    row: int = 0
+    used: int = 0
+
+
+class ImageStream(IterableDataset):
+    """Endless batches {"image": uint8 (B, C, H, W)}, and "label" (B,) where a column of them is named.
+
+    Yields (batch, the [`Place`] after it, what is wrong with each broken image passed over on the way), for a
+    `DataLoader` with `batch_size=None`; its workers divide the stream.
+
+    Args:
+        stream: a `datasets.IterableDataset`.
+        image_column: its column of images.
+        processor: from `image_processing.build_image_processor`.
+        batch_size: images of a batch.
+        label_column: its column of labels.
+        buffer_size: rows that a reader shuffles at a time; it holds so many undecoded images in memory.
+        seed: decides the order.
+        on_broken_image: "skip" or "error".
+        process, num_processes: which part of the stream is read.
+
+    Raises:
+        UserError: for a broken image, if `on_broken_image` is "error"; when the stream cannot be read, or a reader
+            finds no image in a whole epoch.
+    """
+
+    def __init__(
+        self,
+        stream: datasets.IterableDataset,
+        image_column: str,
+        processor: PilBackend,
+        batch_size: int,
+        label_column: str | None = None,
+        buffer_size: int = 1000,
+        seed: int = 0,
+        on_broken_image: OnBrokenImage = "skip",
+        process: int = 0,
+        num_processes: int = 1,
+    ):
+        columns = [image_column] if label_column is None else [image_column, label_column]
+        self.stream = stream.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
+        self.image_column, self.label_column = image_column, label_column
+        self.processor = processor
+        self.batch_size, self.buffer_size = batch_size, buffer_size
+        self.seed = seed
+        self.on_broken_image = on_broken_image
+        self.process, self.num_processes = process, num_processes
+        self.places = [Place()]  # where each worker of this process begins
+        self.first_worker = 0  # the one that makes the first batch
+        self.num_broken = 0
+        self.reasons: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place, list[str]]]:
+        info = get_worker_info()
+        number, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        worker = (number + self.first_worker) % num_workers
+        reader, num_readers = self.process * num_workers + worker, self.num_processes * num_workers
+        images, labels, broken = [], [], []
+        last_good = self.places[worker].epoch
+        for place, row in self._shuffled(self.places[worker], reader, num_readers):
+            try:
+                images.append(decode_image(row[self.image_column], self.processor, f"in epoch {place.epoch}"))
+            except UserError as error:
+                if self.on_broken_image == "error":
+                    raise
+                if place.epoch > last_good + 1:
+                    raise UserError(f"none of the images of a whole epoch can be read: {error}") from error
+                broken.append(str(error))
+                continue
+            last_good = place.epoch
+            if self.label_column:
+                labels.append(row[self.label_column])
+            if len(images) == self.batch_size:
+                batch = {"image": torch.stack(images)}
+                if self.label_column:
+                    batch["label"] = torch.tensor(labels)
+                yield batch, place, broken
+                images, labels, broken = [], [], []
+
+    def broken_images(self) -> tuple[int, list[str]]:
+        """How often a broken image was passed over, and what is wrong with the first few."""
+        return self.num_broken, self.reasons
+
+    def add_broken(self, count: int, reasons: list[str]) -> None:
+        """Count broken images, and keep the first few reasons."""
+        self.num_broken += count
+        self.reasons = [*self.reasons, *reasons][:NAMED]
+
+    def _shuffled(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """The reader's rows in their shuffled order, each with the place after it."""
+        while True:
+            rows = self._rows(place, reader, num_readers)
+            chunk = list(islice(rows, self.buffer_size))
+            if not chunk:
+                raise UserError(f"streaming: there is no image for reader {reader + 1} of {num_readers}")
+            while chunk:
+                first = chunk[0][0]
+                generator = np.random.default_rng((self.seed, reader, first.epoch, first.shard, first.row))
+                shuffled = [chunk[number][1] for number in reversed(generator.permutation(len(chunk)))]
+                del shuffled[len(shuffled) - place.used :]
+                following: list = []
+                chunk.clear()  # the rows in use and those read ahead are together no more than the buffer
+                while shuffled:
+                    following.extend(islice(rows, 1))
+                    place = replace(first, used=place.used + 1)
+                    yield place, shuffled.pop()
+                following.extend(islice(rows, self.buffer_size - len(following)))
+                chunk, place = following, replace(place, used=0)
+            place = Place(place.epoch + 1)
+
+    def _rows(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """The reader's rows from a place to the end of its epoch, each with its own place."""
+        num_shards = self.stream.num_shards
+        shared = num_shards // num_readers * num_readers  # the first of those that all readers share
+        own = [*range(reader, shared, num_readers), *range(shared, num_shards)]
+        order = np.random.default_rng((self.seed, reader, place.epoch)).permutation(own)
+        first_row = place.row
+        for number in range(place.shard, len(order)):
+            shard = int(order[number])
+            for row, example in self._read_shard(shard, first_row):
+                if shard < shared or (row + shard) % num_readers == reader:
+                    yield Place(place.epoch, number, row), example
+            first_row = 0
+
+    def _read_shard(self, shard: int, first_row: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of a shard from `first_row` on, with their numbers. (Iterating a `datasets.IterableDataset` by
+        batches does not divide it over the workers once more.)"""
+        rows = self.stream.shard(num_shards=self.stream.num_shards, index=shard)
+        try:
+            number = first_row
+            for batch in rows.skip(first_row).iter(batch_size=_ROWS):
+                columns = batch.values()
+                for values in zip(*columns, strict=True):
+                    row = dict(zip(batch, values, strict=True))
+                    yield number, {**row, self.image_column: with_bytes(row[self.image_column])}
+                    number += 1
+        except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"streaming: shard {shard} cannot be read beyond row {number}: {reason}") from error
+
+
+class StreamLoader:
+    """Endless batches of an [`ImageStream`] on a device, with a state that continues them exactly.
+
+    Args:
+        images: the stream, as this process reads it.
+        num_workers: processes that read and decode; 0: this one.
+        device: where the batches go.
+    """
+
+    steps_per_epoch = None
+
+    def __init__(self, images: ImageStream, num_workers: int = 0, device: torch.device | str = "cpu"):
+        self.images, self.num_workers, self.device = images, num_workers, torch.device(device)
+        self._places = [Place()] * max(num_workers, 1)
+        self._batches = 0
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        num_readers = len(self._places)
+        self.images.places, self.images.first_worker = list(self._places), self._batches % num_readers
+        pin_memory = self.device.type == "cuda"
+        loader = DataLoader(self.images, batch_size=None, num_workers=self.num_workers, pin_memory=pin_memory)
+        for batch, place, broken in loader:
+            self._places[self._batches % num_readers] = place
+            self._batches += 1
+            self.images.add_broken(len(broken), broken)
+            yield send_to_device(batch, self.device, non_blocking=True)
+
+    def gather_broken_images(self) -> None:
+        """Let `images.broken_images()` tell what all processes have found; called by all of them."""
+        found = gather_object([self.images.broken_images()])
+        self.images.num_broken, self.images.reasons = 0, []
+        for count, reasons in found:
+            self.images.add_broken(count, reasons)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last batch that was yielded, however far the workers have read ahead."""
+        return {
+            "batches": self._batches,
+            "places": [vars(place).copy() for place in self._places],
+            "num_processes": self.images.num_processes,
+            "broken": list(self.images.broken_images()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there when iterated next.
+
+        Raises:
+            UserError: when it is of another number of processes or workers, which would read other shards.
+        """
+        given = (self.images.num_processes, len(self._places))
+        saved = (state["num_processes"], len(state["places"]))
+        if given != saved:
+            raise UserError(
+                f"streaming: saved with {saved[0]} process(es) of {saved[1]} reading worker(s), got {given[0]} of "
+                f"{given[1]}: a stream goes on with the same number of processes and dataloader_num_workers alone"
+            )
+        self._batches = state["batches"]
+        self._places = [Place(**place) for place in state["places"]]
+        self.images.num_broken, self.images.reasons = state["broken"]

@@ -1,0 +1,210 @@
+"""Images decoded once and shared; broken ones counted and passed over, or fatal."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from energy_transformer.data import ImageTensors, broken_images_report
+from energy_transformer.data.demo import photograph
+from energy_transformer.errors import UserError
+from energy_transformer.image_processing import build_image_processor
+
+PROCESSOR = build_image_processor((24, 24))
+BROKEN = {2: "truncated", 5: "garbage", 6: "missing"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "energy_transformer_images"
+
+
+def write_images(folder, count=8, broken=()):
+    """A dataset of `count` PNG files with labels 10, 11, …; those in `broken` are damaged in three ways."""
+    folder.mkdir()
+    paths = []
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.fromarray(photograph("coffee.png")[9 * index : 9 * index + 30, :30]).save(path)
+        match BROKEN[index] if index in broken else None:
+            case "truncated":
+                path.write_bytes(path.read_bytes()[:-200])
+            case "garbage":
+                path.write_bytes(b"no image")
+            case "missing":
+                path.unlink()
+        paths.append(str(path))
+    rows = {"image": paths, "label": list(range(10, 10 + count))}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def files(cache):
+    return {path: path.stat().st_mtime_ns for path in cache.glob("*/*")}
+
+
+def test_are_decoded_once(tmp_path, cache):
+    split = write_images(tmp_path / "images")
+    first = ImageTensors(split, "image", PROCESSOR)
+    written = files(cache)
+    assert len(written) == 2 and not [path for path in cache.iterdir() if path.is_dir() and path.name[0] == "."]
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()  # not read again
+    again = ImageTensors(split, "image", PROCESSOR)
+    assert files(cache) == written
+    everything = list(range(8))
+    assert torch.equal(again.__getitems__(everything)["image"], first.__getitems__(everything)["image"])
+
+
+def test_another_size_or_split_is_another_file(tmp_path, cache):
+    split = write_images(tmp_path / "images")
+    sizes = [ImageTensors(split, "image", build_image_processor((side, side)))[0]["image"].shape for side in (16, 24)]
+    assert sizes == [(3, 16, 16), (3, 24, 24)]
+    some = ImageTensors(split.select([3, 1]), "image", PROCESSOR)
+    assert torch.equal(some[1]["image"], ImageTensors(split, "image", PROCESSOR)[1]["image"])
+    assert len(files(cache)) == 2 * 3
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "no description", "empty description", "other shape"])
+def test_a_damaged_file_is_written_anew(tmp_path, cache, caplog, damage):
+    split = write_images(tmp_path / "images")
+    whole = ImageTensors(split, "image", PROCESSOR).__getitems__(list(range(8)))["image"].clone()
+    pixels, description = next(cache.glob("*/images.uint8")), next(cache.glob("*/description.json"))
+    data = bytearray(pixels.read_bytes())
+    if damage == "flipped bit":
+        data[1000] ^= 1
+        pixels.write_bytes(data)
+    elif damage == "cut":
+        pixels.write_bytes(data[:-1])
+    elif damage == "no description":
+        description.unlink()
+    elif damage == "empty description":
+        description.write_text("")
+    else:
+        description.write_text(json.dumps({**json.loads(description.read_text()), "shape": [8, 3, 24, 25]}))
+    again = ImageTensors(split, "image", PROCESSOR).__getitems__(list(range(8)))["image"]
+    assert torch.equal(again, whole)
+    assert "damaged" in caplog.text
+    assert pixels.read_bytes() == whole.numpy().tobytes()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, cache):
+    split = write_images(tmp_path / "images")
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"decoded images cannot be kept in .*set HF_DATASETS_CACHE") as error:
+        ImageTensors(split, "image", PROCESSOR)
+    assert "\n" not in str(error.value)
+
+
+DECODE = """
+import sys, datasets
+from pathlib import Path
+from energy_transformer.data import ImageTensors
+from energy_transformer.data.decoding import Decoder
+from energy_transformer.image_processing import build_image_processor
+folder, log = map(Path, sys.argv[1:])
+datasets.config.HF_DATASETS_CACHE = folder / "cache"
+decode = Decoder.decode
+def counted(self, row):
+    with log.open("a") as file:
+        file.write(f"{row}\\n")
+    return decode(self, row)
+Decoder.decode = counted
+split = datasets.load_dataset("imagefolder", data_dir=str(folder / "images"), split="train", cache_dir=folder / "hf")
+print(int(ImageTensors(split, "image", build_image_processor((24, 24))).__getitems__(list(range(8)))["image"].sum()))
+"""
+
+
+def test_of_two_processes_at_once_one_decodes(tmp_path):
+    write_images(tmp_path / "images")
+    log = tmp_path / "decoded.txt"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DECODE, tmp_path, log], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+        )
+        for _ in range(2)
+    ]
+    sums = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sums[0] == sums[1] and sums[0].strip()
+    assert sorted(map(int, log.read_text().split())) == list(range(8))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("max_cached_bytes", [2**20, 0])
+def test_broken_images_are_left_out_counted_and_named(tmp_path, max_cached_bytes, num_workers):
+    split = write_images(tmp_path / "images", broken=BROKEN)
+    images = ImageTensors(
+        split, "image", PROCESSOR, "label", max_cached_bytes=max_cached_bytes, check=True, num_workers=num_workers
+    )
+    assert len(images) == 5
+    batch = images.__getitems__(list(range(5)))
+    assert batch["label"].tolist() == [10, 11, 13, 14, 17]
+    assert batch["index"].tolist() == [0, 1, 2, 3, 4]
+    whole = ImageTensors(write_images(tmp_path / "whole"), "image", PROCESSOR, "label")
+    assert torch.equal(batch["image"], whole.__getitems__([0, 1, 3, 4, 7])["image"])
+    count, reasons = images.broken_images()
+    assert count == 3 and [f"{row}.png" in reason for row, reason in zip(BROKEN, reasons, strict=True)] == [True] * 3
+    assert broken_images_report(count, reasons).startswith("passed over 3 broken images: cannot read the image ")
+    again = ImageTensors(split, "image", PROCESSOR, max_cached_bytes=max_cached_bytes, check=True)
+    assert again.broken_images() == (count, reasons), "also where they come from the cache"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_image_is_replaced_by_the_next_one_where_images_are_decoded_as_read(tmp_path, num_workers):
+    """The batch keeps its size, the label goes with the image, and the workers' findings reach the main process."""
+    images = ImageTensors(
+        write_images(tmp_path / "images", broken=BROKEN), "image", PROCESSOR, "label", max_cached_bytes=0
+    )
+    assert len(images) == 8 and images.broken_images()[0] == 0
+    loader = DataLoader(images, batch_size=4, num_workers=num_workers, collate_fn=images.collate)
+    for _ in range(2):
+        batches = list(loader)
+        assert [batch["label"].tolist() for batch in batches] == [[10, 11, 13, 13], [14, 17, 17, 17]]
+        for batch in batches:
+            for image, label in zip(batch["image"], batch["label"], strict=True):
+                assert torch.equal(image, images[int(label) - 10]["image"])
+        assert images.broken_images()[0] == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"max_cached_bytes": 0, "check": True}])
+def test_a_broken_image_is_fatal_on_request(tmp_path, options):
+    split = write_images(tmp_path / "images", broken=[5])
+    with pytest.raises(UserError, match=r"cannot read the image .*5\.png"):
+        ImageTensors(split, "image", PROCESSOR, on_broken_image="error", **options)
+    ImageTensors(split, "image", PROCESSOR, **options)
+    with pytest.raises(UserError, match=r"cannot read the image .*5\.png"):
+        ImageTensors(split, "image", PROCESSOR, on_broken_image="error", **options)
+
+
+def test_a_broken_image_is_fatal_on_request_where_images_are_decoded_as_read(tmp_path):
+    split = write_images(tmp_path / "images", broken=[5])
+    images = ImageTensors(split, "image", PROCESSOR, max_cached_bytes=0, on_broken_image="error")
+    with pytest.raises(UserError, match=r"cannot read the image .*5\.png"):
+        list(DataLoader(images, batch_size=4, num_workers=1, collate_fn=images.collate))
+
+
+@pytest.mark.parametrize("max_cached_bytes", [2**20, 0])
+def test_no_image_that_can_be_read_is_an_error(tmp_path, max_cached_bytes):
+    split = write_images(tmp_path / "images", broken=BROKEN).select(list(BROKEN))
+    with pytest.raises(UserError, match=r"none of the 3 images can be read: cannot read the image .*2\.png"):
+        ImageTensors(split, "image", PROCESSOR, max_cached_bytes=max_cached_bytes)[0]
+
+
+def test_a_row_without_an_image_is_broken(tmp_path):
+    paths = [str(tmp_path / "images" / f"{i}.png") for i in range(3)]
+    write_images(tmp_path / "images")
+    split = datasets.Dataset.from_dict({"image": [paths[0], None, paths[2]]}).cast_column("image", datasets.Image())
+    images = ImageTensors(split, "image", PROCESSOR)
+    assert len(images) == 2 and images.broken_images() == (1, ["there is no image of row 1 in column 'image'"])
+
+
+def test_the_report_names_the_first_few():
+    assert broken_images_report(7, ["a", "b"]) == "passed over 7 broken images: a; b; and 5 more"

@@ -1,0 +1,239 @@
+"""Streams: every image once an epoch, divided over processes and workers, continued to the image from any batch."""
+
+import io
+import itertools
+import tarfile
+from collections import Counter
+
+import datasets
+import pytest
+from PIL import Image
+
+from energy_transformer.data import ImageStream, StreamLoader, load_image_datasets
+from energy_transformer.data.demo import photograph
+from energy_transformer.errors import UserError
+from energy_transformer.image_processing import build_image_processor
+
+PROCESSOR = build_image_processor((8, 8))
+SHARD = 25  # rows
+
+
+def png(number):
+    """An image of 8×8 pixels that carries its number in its first pixels."""
+    pixels = photograph("coffee.png")[:8, :8].copy()
+    pixels[0, 0] = number // 256, number % 256, 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def numbers(batch):
+    first = batch["image"][:, :, 0, 0].long()
+    return (first[:, 0] * 256 + first[:, 1]).tolist()
+
+
+def write_shards(folder, num_shards, broken=(), rows=SHARD):
+    """Parquet shards with images 0, 1, … in their order, and their number as the label."""
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for shard in range(num_shards):
+        own = range(shard * rows, (shard + 1) * rows)
+        images = [{"bytes": b"no image" if n in broken else png(n), "path": f"{n}.png"} for n in own]
+        data = datasets.Dataset.from_dict({"image": images, "label": list(own)}, features=features)
+        data.to_parquet(folder / f"{shard:05}.parquet", batch_size=10)
+    return folder
+
+
+def open_stream(folder):
+    files = [str(path) for path in sorted(folder.glob("*.parquet"))]
+    return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+
+
+def loader(stream, num_workers=0, process=0, num_processes=1, batch_size=5, **options):
+    options = {"buffer_size": 12, "label_column": "label", **options}
+    images = ImageStream(
+        stream, "image", PROCESSOR, batch_size, process=process, num_processes=num_processes, **options
+    )
+    return StreamLoader(images, num_workers)
+
+
+def take(source, count):
+    return [numbers(batch) for batch in itertools.islice(source, count)]
+
+
+def take_numbers(source, count):
+    return list(itertools.chain.from_iterable(take(source, count)))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("stream") / "shards", 4)
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (2, 0), (1, 2), (2, 2), (3, 0), (1, 3)])
+def test_every_image_comes_once_an_epoch(shards, num_processes, num_workers):
+    """100 images in 4 shards; for 3 readers one shard is read by all, each of whom keeps a third of its rows."""
+    num_workers_or_one = max(num_workers, 1)
+    epochs = [[], []]
+    for process in range(num_processes):
+        own = take_numbers(loader(open_stream(shards), num_workers, process, num_processes, batch_size=1), 240)
+        for worker in range(num_workers_or_one):
+            seen = own[worker::num_workers_or_one]
+            share = next(place for place, number in enumerate(seen) if number in seen[:place])
+            for epoch in range(2):
+                epochs[epoch].extend(seen[epoch * share : (epoch + 1) * share])
+    assert [sorted(epoch) for epoch in epochs] == [list(range(100))] * 2
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_continues_to_the_image(shards, num_workers):
+    """In an epoch, over its end, in the second and over its end, while workers have read ahead."""
+    whole = take(loader(open_stream(shards), num_workers), 50)
+    running = loader(open_stream(shards), num_workers)
+    states = [running.state_dict()]
+    for _ in itertools.islice(running, 45):
+        states.append(running.state_dict())
+    for position in (1, 20, 45) if num_workers else (0, 1, 2, 3, 7, 19, 20, 21, 33, 44, 45):
+        resumed = loader(open_stream(shards), num_workers)
+        resumed.load_state_dict(states[position])
+        assert take(resumed, 4) == whole[position : position + 4], position
+        assert resumed.state_dict()["batches"] == position + 4
+
+
+@pytest.mark.parametrize("process", [0, 1, 2])
+def test_continues_where_shards_are_shared(shards, process):
+    whole = take(loader(open_stream(shards), process=process, num_processes=3), 20)
+    running = loader(open_stream(shards), process=process, num_processes=3)
+    for position, _ in enumerate(itertools.islice(running, 15), start=1):
+        if position % 3:
+            continue
+        resumed = loader(open_stream(shards), process=process, num_processes=3)
+        resumed.load_state_dict(running.state_dict())
+        assert take(resumed, 3) == whole[position : position + 3]
+
+
+@pytest.mark.parametrize(("num_workers", "num_processes"), [(2, 1), (0, 2)])
+def test_another_division_is_refused(shards, num_workers, num_processes):
+    state = loader(open_stream(shards)).state_dict()
+    with pytest.raises(UserError, match=r"streaming: saved with 1 process\(es\) of 1 reading worker"):
+        loader(open_stream(shards), num_workers, 0, num_processes).load_state_dict(state)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_images_are_passed_over_and_counted(tmp_path, num_workers):
+    broken = {3, 30, 31, 99}
+    source = loader(open_stream(write_shards(tmp_path / "s", 4, broken)), num_workers, batch_size=4)
+    seen = take_numbers(source, 24)
+    if not num_workers:
+        assert sorted(seen) == sorted(set(range(100)) - broken)
+    assert broken.isdisjoint(seen)
+    count, reasons = source.images.broken_images()
+    assert 3 <= count <= 5 and all("cannot read the image" in reason for reason in reasons)
+    resumed = loader(open_stream(tmp_path / "s"), num_workers, batch_size=4)
+    resumed.load_state_dict(source.state_dict())
+    assert resumed.images.broken_images() == (count, reasons)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_is_fatal_on_request(tmp_path, num_workers):
+    source = loader(open_stream(write_shards(tmp_path / "s", 1, {7})), num_workers, on_broken_image="error")
+    with pytest.raises(UserError, match=r"cannot read the image 7\.png"):
+        take(source, 10)
+
+
+def test_a_stream_of_broken_images_ends(tmp_path):
+    stream = open_stream(write_shards(tmp_path / "s", 1, set(range(SHARD))))
+    with pytest.raises(UserError, match="none of the images of a whole epoch can be read"):
+        take(loader(stream), 1)
+
+
+def test_more_readers_than_images(tmp_path):
+    stream = open_stream(write_shards(tmp_path / "s", 1, rows=2))
+    assert sorted(take_numbers(loader(stream, batch_size=1, process=1, num_processes=2), 3)) in ([0, 0, 0], [1, 1, 1])
+    with pytest.raises(UserError, match="there is no image for reader 3 of 3"):
+        take(loader(stream, batch_size=1, process=2, num_processes=3), 1)
+
+
+def test_a_cut_shard_is_named(tmp_path):
+    folder = write_shards(tmp_path / "s", 2)
+    stream = open_stream(folder)
+    shard = folder / "00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-300])
+    with pytest.raises(UserError, match="streaming: shard 1 cannot be read beyond row 0"):
+        take(loader(stream), 12)
+
+
+# Doors
+
+
+def write_folder(folder, count=12):
+    for number in range(count):
+        target = folder / f"class_{number % 2}"
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{number}.png").write_bytes(png(number))
+    return folder
+
+
+def write_tar(folder, count=12):
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number in range(shard * count // 2, (shard + 1) * count // 2):
+                for suffix, data in (("png", png(number)), ("cls", str(number).encode())):
+                    member = tarfile.TarInfo(f"{number:03}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_local_doors(tmp_path, kind, num_workers):
+    write = {"folder": write_folder, "tar": write_tar, "parquet": lambda folder, _: write_shards(folder, 2, rows=6)}[
+        kind
+    ]
+    train, held_out = write(tmp_path / "train", 12), write(tmp_path / "held_out", 12)
+    splits, column = load_image_datasets(
+        train_dir=str(train), validation_dir=str(held_out), max_eval_samples=5, streaming=True
+    )
+    assert isinstance(splits["train"], datasets.IterableDataset)
+    assert len(splits["validation"]) == 5 and splits["validation"][0][column].size == (8, 8)
+    images = ImageStream(splits["train"], column, PROCESSOR, 3, buffer_size=4)
+    seen = Counter(take_numbers(StreamLoader(images, num_workers), 8))
+    assert seen == Counter(dict.fromkeys(range(12), 2))
+
+
+def test_some_images_of_a_stream(shards):
+    options = {"train_dir": str(shards), "validation_dir": str(shards), "max_eval_samples": 3, "streaming": True}
+    splits, column = load_image_datasets(max_train_samples=20, **options)
+    images = ImageStream(splits["train"], column, PROCESSOR, 5, buffer_size=4)
+    seen = Counter(take_numbers(StreamLoader(images), 8))
+    assert seen == Counter(dict.fromkeys([25 * shard + row for shard in range(4) for row in range(5)], 2))
+
+
+def test_the_demo_streams():
+    splits, column = load_image_datasets(streaming=True, max_eval_samples=20)
+    assert splits["train"].num_shards == 8 and len(splits["validation"]) == 20
+    images = ImageStream(splits["train"], column, build_image_processor((32, 32)), 16)
+    assert next(iter(StreamLoader(images)))["image"].shape == (16, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_train_samples": 0, "max_eval_samples": 3}, "max_train_samples must be at least 1, got 0"),
+        ({}, "streaming needs max_eval_samples of at least 1, .*; got None"),
+        ({"train_dir": "nowhere", "max_eval_samples": 3}, "train_dir: there is no file or folder nowhere"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(UserError, match=message):
+        load_image_datasets(streaming=True, **options)
+
+
+def test_a_stream_without_held_out_images(shards):
+    with pytest.raises(
+        UserError, match="streaming needs a split 'train', and a held-out one or validation_dir; got train"
+    ):
+        load_image_datasets(train_dir=str(shards), streaming=True, max_eval_samples=3)

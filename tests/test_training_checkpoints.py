@@ -1,0 +1,130 @@
+"""Saved states: verified when read, kept within a limit, and what happens where the disk is full."""
+
+import json
+import subprocess
+
+import pytest
+from training_runs import build, finish, losses, script, train, weights
+
+from energy_transformer.errors import UserError
+from energy_transformer.training.checkpoints import SavedState, best_state, find_state
+
+
+def states(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    train(folder, "--checkpointing_steps=4")
+    return folder
+
+
+def copy_of(saved, folder):
+    subprocess.run(["cp", "-r", saved, folder], check=True)
+    return folder
+
+
+DAMAGES = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "one bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "manifest.json"])
+def test_a_damaged_state_is_passed_over_with_a_warning(saved, tmp_path, caplog, damage, name):
+    if (name, damage) == ("manifest.json", "one bit"):
+        pytest.skip("a flipped bit at its end is the bracket: as cut off")
+    folder = copy_of(saved, tmp_path / "run")
+    DAMAGES[damage](folder / "checkpoint-12" / name)
+    with caplog.at_level("WARNING"):
+        state = find_state(folder, "latest")
+    assert state.folder.name == "checkpoint-8"
+    assert "checkpoint-12" in caplog.text and name in caplog.text
+    with pytest.raises(UserError, match="resume_from_checkpoint: .*checkpoint-12"):
+        find_state(folder, str(folder / "checkpoint-12"))
+
+
+def test_all_damaged_is_one_clear_error(saved, tmp_path):
+    folder = copy_of(saved, tmp_path / "run")
+    for path in folder.glob("checkpoint-*/optimizer.bin"):
+        path.write_bytes(b"")
+    with pytest.raises(
+        UserError, match="every saved state in .* is damaged: checkpoint-12, checkpoint-4, checkpoint-8"
+    ):
+        find_state(folder, "latest")
+
+
+def test_the_oldest_written_is_deleted_not_the_least_step(saved, tmp_path):
+    """The run goes on from step 4 while the states of an abandoned branch stand at 8 and 12."""
+    folder = copy_of(saved, tmp_path / "run")
+    words = ["--checkpointing_steps=1", "--max_train_steps=6", "--checkpoints_total_limit=3"]
+    train(folder, *words, f"--resume_from_checkpoint={folder / 'checkpoint-4'}")
+    assert states(folder) == ["checkpoint-12", "checkpoint-5", "checkpoint-6"]
+    assert find_state(folder, "latest").step == 6
+
+
+def test_the_best_is_kept_and_taken_at_the_end(tmp_path):
+    """The rate makes the error grow, so that the first state is the best."""
+    words = ["--checkpointing_steps=3", "--eval_steps=3", "--checkpoints_total_limit=2", "--load_best_model_at_end"]
+    results = train(tmp_path, *words, "--learning_rate=0.5", "--max_grad_norm=100")
+    best = best_state(tmp_path, minimize=True)
+    assert json.loads((tmp_path / "best.json").read_text()) == {"checkpoint": best.folder.name, "metric": best.metric}
+    assert len(states(tmp_path)) == 2 and best.folder.name in states(tmp_path)
+    assert results["eval_masked_mse"] == pytest.approx(best.metric, rel=1e-6)
+    measured = {
+        SavedState.read(tmp_path / name).step: SavedState.read(tmp_path / name).metric for name in states(tmp_path)
+    }
+    assert measured[12] is None and min(step for step in measured) == best.step < 9
+
+
+def test_latest_without_a_state_starts_anew_unless_a_model_would_be_lost(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        train(tmp_path, "--resume_from_checkpoint=latest", "--max_train_steps=1")
+    assert "there is no saved state" in caplog.text and "starts anew" in caplog.text
+    with pytest.raises(UserError, match="there is no saved state in .* but a finished model"):
+        build(tmp_path, "--resume_from_checkpoint=latest")
+
+
+def test_the_moving_average_is_resumed_and_is_what_is_saved(tmp_path):
+    train(tmp_path / "a", "--ema_decay=0.9", "--checkpointing_steps=5")
+    train(tmp_path / "plain")
+    words = [f"--resume_from_checkpoint={tmp_path / 'a' / 'checkpoint-5'}", "--ema_decay=0.9"]
+    train(tmp_path / "b", *words)
+    first, second, plain = (weights(tmp_path / name) for name in ("a", "b", "plain"))
+    assert all((first[name] == second[name]).all() for name in first)
+    assert losses(tmp_path / "plain") == losses(tmp_path / "a"), "it does not change the training"
+    assert not all((first[name] == plain[name]).all() for name in first)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_keeps_the_last_good_state(small_disk):
+    """States of some 0.3 MB fill 2 MB: saving fails, training goes on, and the final model is refused in one line."""
+    run, words = small_disk / "run", ["--checkpointing_steps=1", "--max_train_steps=60", "--logging_steps=100"]
+    (small_disk / "filler").write_bytes(bytes(1_300_000))
+    done = finish(script(run, *words))
+    assert done.returncode == 2, done.stderr
+    assert "the state could not be saved, the last good one is kept: " in done.stderr
+    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and "could not be written: No space left on device" in errors[0]
+    assert "Traceback" not in done.stderr
+    last = max(SavedState.read(path).step for path in run.glob("checkpoint-*"))
+    assert 0 < last < 60 and not list(run.glob(".saving-*"))
+    (small_disk / "filler").unlink()
+    words = ["--checkpointing_steps=1", "--checkpoints_total_limit=1", f"--max_train_steps={last + 2}"]
+    done = finish(script(run, *words, "--resume_from_checkpoint=latest"))
+    assert done.returncode == 0, done.stderr
+    assert states(run) == [f"checkpoint-{last + 2}"]
