@@ -67,7 +67,7 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
         if not output_attentions:
             return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
         g = self.norm(x)
-        weights = self.attention.attention_weights(g, mask)
+        weights = self.attention(g, mask, method="attention_weights")
         return x - self.step_size * energy_gradient(g, self.attention, self.hopfield, mask, tokens, weights), weights
 
 
