@@ -19,8 +19,6 @@ def main(argv: list[str]) -> None:
     accelerator = Accelerator(cpu=args.cpu)
     report = evaluate_checkpoint(checkpoint, args, accelerator)
     if accelerator.is_main_process:
-        level = f"{args.confidence_level:.0%}"
-        print(f"{report['samples']} images, {report['num_steps']} steps; mean over images ± half its {level} interval")
         print(format_table(report))
         if args.output:
             write_report(report, Path(args.output))

@@ -19,7 +19,7 @@ from energy_transformer.errors import UserError
 from energy_transformer.image_processing import build_image_processor, load_image_processor
 from energy_transformer.masking import block_masks, scatter_masks
 from energy_transformer.patches import patch_mask_to_pixels
-from energy_transformer.training.checkpoint_evaluation import evaluate_checkpoint, write_report
+from energy_transformer.training.checkpoint_evaluation import evaluate_checkpoint, format_table, write_report
 from energy_transformer.training.evaluation_arguments import EvaluationArguments, parse_evaluation_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -157,16 +157,36 @@ def test_a_report_that_cannot_be_written_is_told(tmp_path):
 
 def test_checkpoints_that_do_not_serve_are_one_line(tmp_path):
     accelerator = Accelerator(cpu=True)
-    normalised = save_model(tmp_path / "normalised", norm_pix_loss=True)
     small = save_model(tmp_path / "small", image_size=8)
     for folder, message in (
-        (normalised, "predicts normalised patches"),
         (small, "is of 8x8 pixels, but SSIM needs 11x11"),
         (tmp_path / "nowhere", "cannot load .*nowhere"),
     ):
         with pytest.raises(UserError, match=message) as error:
             evaluate_checkpoint(str(folder), EvaluationArguments(), accelerator)
         assert "\n" not in str(error.value)
+
+
+def test_normalised_patches_are_measured_without_the_answer(tmp_path):
+    folder = save_model(tmp_path / "normalised", norm_pix_loss=True)
+    arguments = EvaluationArguments(max_eval_samples=6, mask_types=["scatter"], mask_ratios=[0.5])
+    report = evaluate_checkpoint(str(folder), arguments, Accelerator(cpu=True))
+    assert report["patch_statistics"] == "estimated"
+    assert "estimated from the visible ones" in format_table(report)
+    model, mean_color, neighbors = (row["masked_mse"] for row in report["results"])
+    assert neighbors < model < 3 * mean_color, "an untrained model: the estimated mean with noise of its contrast"
+
+
+def test_broken_images_are_left_out_and_told(checkpoint, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(4):
+        load_demo_dataset()["test"][index]["image"].save(images / f"{index}.png")
+    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:60])
+    arguments = EvaluationArguments(train_dir=str(images), validation_dir=str(images), mask_ratios=[0.5])
+    report = evaluate_checkpoint(str(checkpoint), arguments, Accelerator(cpu=True))
+    assert (report["samples"], report["broken_images"]) == (3, 1)
+    assert "1 broken images are left out" in format_table(report)
 
 
 def test_one_image_has_no_interval(checkpoint):

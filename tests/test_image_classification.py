@@ -156,6 +156,18 @@ def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_best_state_is_the_most_accurate_one(tmp_path):
+    """Pictures on the way, before the first evaluation too; the end has the figures of the best saved state."""
+    words = ["--max_train_steps=12", "--learning_rate=5e-3", "--checkpointing_steps=3", "--eval_steps=3"]
+    results = train(tmp_path, *words, "--sample_steps=2", "--load_best_model_at_end")
+    lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    accuracies = [line["eval_accuracy"] for line in lines if "eval_accuracy" in line]
+    assert len(accuracies) >= 3 and results["eval_accuracy"] >= max(accuracies)
+    assert (tmp_path / "samples" / "step-2" / "predictions.png").is_file()
+    assert not (tmp_path / "samples" / "step-2" / "confusion_matrix.png").exists(), "nothing evaluated yet"
+    assert (tmp_path / "samples" / "step-4" / "confusion_matrix.png").is_file()
+
+
 def test_learns_to_tell_the_photographs_apart(tmp_path):
     results = train(tmp_path, "--max_train_samples=800", "--max_train_steps=60", "--learning_rate=5e-3")
     assert results["eval_accuracy"] > results["eval_majority_accuracy"] + 0.2
@@ -236,6 +248,7 @@ def test_mistakes_are_one_line(tmp_path, pretrained):
     mistakes = [
         ([f"--train_dir={tmp_path / 'images'}"], "no column with labels"),
         (["--label_column_name=lable"], "there is no column 'lable'"),
+        (["--streaming", "--max_train_steps=1"], "streaming is not for classification"),
         (["--freeze_backbone"], "freeze_backbone needs model_name_or_path"),
         (["--mixup_alpha=1", "--per_device_train_batch_size=15"], "an even per_device_train_batch_size, got 15"),
         (["--cutmix_alpha=-1"], "cutmix_alpha must not be negative, got -1.0"),

@@ -114,7 +114,6 @@ def test_words_that_cannot_be_parsed(words, message, capsys):
         ({"config_overrides": "hidden_sizes=3"}, "'hidden_sizes=3' is not 'field=value'"),
         ({"config_overrides": "hidden_size"}, "'hidden_size' is not 'field=value'"),
         ({"config_overrides": "hidden_size=big"}, "'hidden_size' expected int, got str"),
-        ({"config_overrides": "norm_pix_loss=true"}, "norm_pix_loss=True is not supported"),
         ({"model_name_or_path": "nowhere/at all"}, "cannot load 'nowhere/at all'"),
     ],
 )

@@ -26,8 +26,6 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
     """
     model, processor = load_for_reconstruction(checkpoint, device="cpu")
     config = model.config
-    if config.norm_pix_loss:
-        raise UserError(f"checkpoint {checkpoint} predicts normalised patches (norm_pix_loss), which are no pixels")
     height, width = config.image_height_width
     if min(height, width) < WINDOW:
         raise UserError(f"checkpoint {checkpoint} is of {height}x{width} pixels, but SSIM needs {WINDOW}x{WINDOW}")
@@ -50,7 +48,9 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
         "dataset": args.validation_dir or args.train_dir or args.dataset_name,
         "split": args.split,
         "samples": len(loader.dataset),
+        "broken_images": loader.dataset.broken_images()[0],
         "patches": units,
+        "patch_statistics": "estimated" if config.norm_pix_loss else "predicted",
         "num_steps": config.num_steps if args.num_steps is None else args.num_steps,
         "seed": args.seed,
         "confidence_level": args.confidence_level,
@@ -71,12 +71,22 @@ def _build_loader(args: EvaluationArguments, accelerator: Accelerator, processor
             seed=args.seed,
             **limit,
         )
-        return build_eval_loader(ImageTensors(splits[args.split], column, processor), args)
+        workers = args.dataloader_num_workers
+        images = ImageTensors(splits[args.split], column, processor, check=True, num_workers=workers)
+    return build_eval_loader(images, args)
 
 
 def format_table(report: dict) -> str:
     """The results as lines of text, each mean with half the width of its interval."""
-    lines = [f"{'mask':<16} {'hidden':>8}  {'prediction':<17} {'masked MSE':>17}  {'PSNR (dB)':>12}  {'SSIM':>15}"]
+    level = f"{report['confidence_level']:.0%}"
+    lines = [
+        f"{report['samples']} images, {report['num_steps']} steps; mean over images ± half its {level} interval",
+        f"{'mask':<16} {'hidden':>8}  {'prediction':<17} {'masked MSE':>17}  {'PSNR (dB)':>12}  {'SSIM':>15}",
+    ]
+    if report["broken_images"]:
+        lines.insert(1, f"{report['broken_images']} broken images are left out")
+    if report["patch_statistics"] == "estimated":
+        lines.insert(1, "mean and contrast of the hidden patches: estimated from the visible ones (norm_pix_loss)")
     for row in report["results"]:
         half = {metric: row[f"{metric}_high"] - row[metric] for metric in _METRICS}
         hidden = f"{row['hidden_patches']}/{report['patches']}"

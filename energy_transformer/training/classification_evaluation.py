@@ -45,11 +45,6 @@ def evaluate_classifier(
     return results, matrix
 
 
-def majority_accuracy(train_labels: torch.Tensor, eval_labels: torch.Tensor) -> float:
-    """Accuracy of always answering the most frequent label of the training images."""
-    return (eval_labels == train_labels.bincount().argmax()).double().mean().item()
-
-
 def pixel_probe_accuracy(train: ImageTensors, held_out: ImageTensors, num_labels: int) -> float:
     """Accuracy of a linear classifier of the raw pixels: ridge regression of one-hot labels, in float64.
 

@@ -16,7 +16,7 @@ from ..data import ImageTensors, denormalize, normalize
 from ..masking import draw_masks
 from ..metrics import load_metric, mean_visible_color, neighbor_average, paint_hidden
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from ..reconstruction import reconstruct
+from ..reconstruction import predicted_pixels, reconstruct
 from ..visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
 from .arguments import MaskedImageModelingArguments
 
@@ -56,7 +56,8 @@ def score_predictions(
     """What each of `metrics` says of each of [`PREDICTORS`], the same on every process.
 
     The masked error is that of the prediction as it is, in units of [0, 1]; PSNR and SSIM are those of the picture that
-    one sees: the original with the hidden patches filled in, clipped to [0, 1].
+    one sees: the original with the hidden patches filled in, clipped to [0, 1]. Under `norm_pix_loss` mean and
+    contrast of a hidden patch are estimated from the visible ones, see [`reconstruction.predicted_pixels`].
 
     Args:
         loader: prepared by the accelerator; its batches hold `index`, the row of each image in `masks`.
@@ -66,15 +67,17 @@ def score_predictions(
         confidence_level: of the intervals, see [`metrics.image_metric.ImageMetric`].
     """
     model.eval()
-    patch_size = accelerator.unwrap_model(model).config.patch_height_width
+    config = accelerator.unwrap_model(model).config
+    patch_size = config.patch_height_width
     modules = {(p, m): load_metric(m, keep_in_memory=True) for p in PREDICTORS for m in metrics}
     for batch in loader:
         pixel_values = normalize(batch["image"], processor)
         mask = masks[batch["index"].cpu()].to(pixel_values.device)
         outputs = model(pixel_values, bool_masked_pos=mask, num_steps=num_steps)
+        predicted = predicted_pixels(outputs.reconstruction, pixel_values, mask, config)
         images = denormalize(pixel_values, processor)
         pictures = {
-            "model": paint_hidden(images, denormalize(outputs.reconstruction, processor), mask, patch_size),
+            "model": paint_hidden(images, denormalize(predicted, processor), mask, patch_size),
             "mean_color": mean_visible_color(images, mask, patch_size),
             "neighbor_average": neighbor_average(images, mask, patch_size),
         }

@@ -19,7 +19,7 @@ from ..hub import load_pretrained
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
 from ..visualization import save_figure
 from .classification_arguments import ImageClassificationArguments
-from .classification_evaluation import evaluate_classifier, majority_accuracy, pixel_probe_accuracy
+from .classification_evaluation import evaluate_classifier, pixel_probe_accuracy
 from .configuration import configure
 from .loaders import Batch
 from .loop import Training
@@ -60,15 +60,21 @@ class ImageClassificationTraining(Training):
 
     args: ImageClassificationArguments
     pictures: ClassVar[tuple[str, ...]] = ("confusion_matrix.png", "predictions.png")
+    metric: ClassVar[str] = "eval_accuracy"
+    minimize: ClassVar[bool] = False
 
     def build_config(self) -> EnergyTransformerConfig:
         args = self.args
+        if args.streaming:
+            raise UserError("streaming is not for classification, whose labels are looked through before it starts")
+        self.confusion: list[list[int]] | None = None  # of the last evaluation
         self.mixer = Mixer(args.mixup_alpha, args.cutmix_alpha) if args.mixup_alpha or args.cutmix_alpha else None
         return configure(args, label_smoothing=args.label_smoothing)
 
     def load_datasets(self) -> tuple[datasets.DatasetDict, str, str | None]:
         splits, image_column, _ = super().load_datasets()
         splits, label_column, self.names = prepare_labels(splits, self.args.label_column_name)
+        self.majority = int(torch.tensor(splits["train"][label_column][:]).bincount().argmax())
         self.config.id2label = dict(enumerate(self.names))
         self.config.label2id = {name: label for label, name in enumerate(self.names)}
         self.config.problem_type = "single_label_classification"
@@ -105,23 +111,23 @@ class ImageClassificationTraining(Training):
         results, self.confusion = evaluate_classifier(
             self.accelerator, self.model, self.eval_loader, self.processor, self.names
         )
-        return {**results, **self._baselines}
+        return {
+            **results,
+            "eval_majority_accuracy": sum(self.confusion[self.majority]) / results["eval_samples"],
+            "eval_pixel_probe_accuracy": self._pixel_probe_accuracy,
+        }
 
     @cached_property
-    def _baselines(self) -> dict[str, float]:
-        """Those of the data alone."""
-        train, held_out = self.train_loader.images, self.eval_images
-        return {
-            "eval_majority_accuracy": majority_accuracy(train.labels, held_out.labels),
-            "eval_pixel_probe_accuracy": pixel_probe_accuracy(train, held_out, len(self.names)),
-        }
+    def _pixel_probe_accuracy(self) -> float:
+        return pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names))
 
     def describe(self, results: dict[str, float]) -> str:
         return f"held-out accuracy {results['eval_accuracy']:.3f}"
 
     @torch.no_grad()
     def save_pictures(self, model: EnergyTransformerForImageClassification, folder: Path) -> None:
-        save_figure(confusion_figure(self.confusion, self.names), folder / "confusion_matrix.png")
+        if self.confusion is not None:
+            save_figure(confusion_figure(self.confusion, self.names), folder / "confusion_matrix.png")
         count = min(self.args.num_visual_samples, len(self.eval_images))
         batch = self.eval_images.__getitems__(list(range(count)))
         pixel_values = normalize(batch["image"].to(model.device), self.processor)
