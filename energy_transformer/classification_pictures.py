@@ -37,7 +37,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> F
 def predictions_figure(images: torch.Tensor, predicted: Sequence[str], true: Sequence[str]) -> Figure:
     """Images (B, C, H, W) in [0, 1], each with its predicted label, and with the true one where that is another."""
     rows = -(-len(images) // _COLUMNS)
-    figure = Figure(figsize=(1.4 * _COLUMNS, 1.8 * rows))
+    figure = Figure(figsize=(1.4 * _COLUMNS, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -47,5 +47,4 @@ def predictions_figure(images: torch.Tensor, predicted: Sequence[str], true: Seq
         right = guess == label
         title = guess if right else f"{guess}\n(true: {label})"
         axis.set_title(title, fontsize=6, color="black" if right else "tab:red")
-    figure.tight_layout(pad=0.3)
     return figure
