@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train test test-slow conformance lint format clean
+.PHONY: help train train-classification test test-slow conformance lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -21,6 +21,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 train: $(INSTALLED) ## Train the masked autoencoder on embedded photographs (a few CPU minutes)
 	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE_CONFIG) --num_cpu_threads_per_process 1 \
 		scripts/train_masked_image_modeling.py --config configuration/training/demo.yaml --output_dir $(OUTPUT) --overwrite_output_dir $(ARGS)
+
+train-classification: $(INSTALLED) ## Train a classifier of the embedded photographs' crops (a few CPU minutes)
+	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE_CONFIG) --num_cpu_threads_per_process 1 \
+		scripts/train_image_classification.py --output_dir $(OUTPUT)_classification --overwrite_output_dir $(ARGS)
 
 test: $(INSTALLED) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -78,7 +78,8 @@ class EnergyTransformerConfig(PreTrainedConfig):
         classifier_head (`"linear"` or `"mlp"`, *optional*, defaults to `"linear"`):
             Layer norm and linear map to the labels, or layer norm, linear, ReLU, linear.
         classifier_pooling (`"cls"` or `"mean"`, *optional*):
-            What the classifier reads: the CLS token, or the mean of the patches. CLS, where there is one, when None.
+            What the classifier reads and `pooler_output` holds: the CLS token, or the mean of the patches. CLS, where
+            there is one, when None.
         label_smoothing (`float`, *optional*, defaults to 0.0): of the cross entropy; the paper's flax code has 0.1.
 
     Raises:

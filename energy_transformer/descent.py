@@ -43,10 +43,10 @@ def energy_gradient(
         weights (`torch.Tensor` of shape `(..., H, N, N)`, *optional*): the attention weights at g, when known.
     """
     g = _without_padding(g, tokens)
-    by_hopfield = hopfield.grad(g)
+    by_hopfield = hopfield(g)
     if tokens is not None:
         by_hopfield = by_hopfield.masked_fill(~tokens[..., None], 0.0)
-    return attention.grad(g, mask, weights) + by_hopfield
+    return attention(g, mask, weights) + by_hopfield
 
 
 def energy_parts(
@@ -58,10 +58,10 @@ def energy_parts(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and Hopfield energy of each token, both (..., N). Arguments as for [`energy_gradient`]."""
     g = _without_padding(g, tokens)
-    by_hopfield = hopfield.token_energies(g)
+    by_hopfield = hopfield(g, method="token_energies")
     if tokens is not None:
         by_hopfield = by_hopfield.masked_fill(~tokens, 0.0)
-    return attention.token_energies(g, mask), by_hopfield
+    return attention(g, mask, method="token_energies"), by_hopfield
 
 
 def token_energies(

@@ -27,6 +27,11 @@ def _require_width(tokens: torch.Tensor, width: int) -> None:
         raise ValueError(f"tokens must have shape (..., N, {width}), got {tuple(tokens.shape)}")
 
 
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """An int8 weight of torchao, which can neither be flattened nor transposed, dequantized; any other as it is."""
+    return weight.dequantize() if hasattr(weight, "qdata") else weight
+
+
 def _set_beta(
     module: nn.Module, beta: float | Sequence[float] | torch.Tensor, shape: tuple[int, ...], learnable: bool
 ) -> None:
@@ -117,9 +122,12 @@ class _Energy(nn.Module):
         """Sum of `token_energies` over all tokens and images, a scalar."""
         return self.token_energies(g, *args, **kwargs).sum()
 
-    def forward(self, g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """dE/dg, shape (..., N, D)."""
-        return self.grad(g, *args, **kwargs)
+    def forward(self, g: torch.Tensor, *args, method: str = "grad", **kwargs) -> torch.Tensor:
+        """dE/dg, shape (..., N, D), or what another method of these arguments returns.
+
+        Whatever moves or adapts weights, such as accelerate's offloading and peft, does so around this call.
+        """
+        return getattr(self, method)(g, *args, **kwargs)
 
 
 class EnergyAttention(_Energy):
@@ -181,7 +189,7 @@ class EnergyAttention(_Energy):
     def _project(self, g, weight, bias):
         if bias is not None:
             bias = bias.expand(self.n_heads, -1).flatten()
-        projected = F.linear(g.to(weight.dtype), weight.flatten(0, 1), bias)
+        projected = F.linear(g.to(weight.dtype), plain(weight).flatten(0, 1), bias)
         # contiguous, because each of the four products with it would make a copy of its own
         return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2).contiguous()
 
@@ -229,7 +237,7 @@ class EnergyAttention(_Energy):
         by_keys, by_queries = eager_attention(*self._query_key_mask(g, mask), weights=weights)
         by_keys = by_keys.transpose(-3, -2).flatten(-2)
         by_queries = by_queries.transpose(-3, -2).flatten(-2)
-        return -(by_keys @ self.Wq.flatten(0, 1) + by_queries @ self.Wk.flatten(0, 1))
+        return -(by_keys @ plain(self.Wq).flatten(0, 1) + by_queries @ plain(self.Wk).flatten(0, 1))
 
 
 class BaseModernHopfield(_Energy):
@@ -287,7 +295,7 @@ class BaseModernHopfield(_Energy):
 
     def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
         _require_width(g, self.in_dim)
-        overlaps = g.to(self.W.dtype) @ self.W
+        overlaps = g.to(self.W.dtype) @ plain(self.W)
         if self.bias is None:
             return self.beta * overlaps
         return self.beta * (overlaps + self.bias) if self.bias_before_beta else self.beta * overlaps + self.bias
@@ -298,7 +306,7 @@ class BaseModernHopfield(_Energy):
 
     def grad(self, g: torch.Tensor) -> torch.Tensor:
         """dE/dg in closed form, shape (..., N, D)."""
-        return -self.beta * (self._overlaps(g).relu() @ self.W.T)
+        return -self.beta * (self._overlaps(g).relu() @ plain(self.W).T)
 
 
 class SoftmaxModernHopfield(BaseModernHopfield):
@@ -322,4 +330,4 @@ class SoftmaxModernHopfield(BaseModernHopfield):
         return -rows / (self.beta.to(rows.dtype) if isinstance(self.beta, torch.Tensor) else self.beta)
 
     def grad(self, g: torch.Tensor) -> torch.Tensor:
-        return -at_least_float32(self._overlaps(g)).softmax(-1).to(self.W.dtype) @ self.W.T
+        return -at_least_float32(self._overlaps(g)).softmax(-1).to(self.W.dtype) @ plain(self.W).T

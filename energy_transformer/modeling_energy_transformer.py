@@ -26,7 +26,7 @@ from .outputs import (
     EnergyTransformerMaskedImageModelingOutput,
     EnergyTransformerModelOutput,
 )
-from .patches import patchify, unpatchify
+from .patches import patch_mean_and_std, patchify, unpatchify
 
 
 class EnergyTransformerLayer(GradientCheckpointingLayer):
@@ -67,7 +67,7 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
         if not output_attentions:
             return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
         g = self.norm(x)
-        weights = self.attention.attention_weights(g, mask)
+        weights = self.attention(g, mask, method="attention_weights")
         return x - self.step_size * energy_gradient(g, self.attention, self.hopfield, mask, tokens, weights), weights
 
 
@@ -174,6 +174,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
     def __init__(self, config: EnergyTransformerConfig, use_mask_token: bool = False, final_norm: bool = True):
         super().__init__(config)
         self.final_norm = final_norm
+        self.pooling = config.classifier_pooling or ("cls" if config.use_cls_token else "mean")
         self.embeddings = EnergyTransformerEmbeddings(config, use_mask_token)
         self.layers = nn.ModuleList([EnergyTransformerLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
@@ -186,6 +187,16 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         for layer in self.layers:
             for _ in range(num_steps):
                 yield layer
+
+    def _pool(self, state: torch.Tensor, attention_mask: torch.BoolTensor | None) -> torch.Tensor:
+        """(B, N, D) to (B, D): the CLS token, or the mean of the patches that are no padding."""
+        if self.pooling == "cls":
+            return state[:, 0]
+        first = int(self.config.use_cls_token)
+        if attention_mask is None or attention_mask.ndim == 3:
+            return state[:, first:].mean(1)
+        real = attention_mask[:, first:, None].bool().to(state.device)
+        return state[:, first:].masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
     @can_return_tuple
     def forward(
@@ -261,8 +272,10 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             parts.append(layer.energy_parts(x, mask, tokens))
             attention, hopfield = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
             by_token = attention + hopfield
+        last_hidden_state = (layer.norm(x) if self.final_norm else x).to(dtype)
         return EnergyTransformerModelOutput(
-            last_hidden_state=(layer.norm(x) if self.final_norm else x).to(dtype),
+            last_hidden_state=last_hidden_state,
+            pooler_output=self._pool(last_hidden_state, attention_mask),
             hidden_states=tuple(states) if kept else None,
             energies=by_token.sum(-1) if output_energies else None,
             attentions=tuple(attentions) if keep_attentions else None,
@@ -403,7 +416,8 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         patch_size = self.config.patch_height_width
         target = patchify(at_least_float32(pixel_values), patch_size)
         if self.config.norm_pix_loss:
-            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+            mean, std = patch_mean_and_std(target)
+            target = (target - mean) / std
         error = (patchify(at_least_float32(reconstruction), patch_size) - target).square().mean(-1)
         return torch.where(mask, error, 0.0).sum() / mask.sum().clamp(min=1)
 
@@ -501,20 +515,9 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
     def __init__(self, config: EnergyTransformerConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.pooling = config.classifier_pooling or ("cls" if config.use_cls_token else "mean")
         self.energy_transformer = EnergyTransformerModel(config, final_norm=False)
         self.classifier = _classifier(config)
         self.post_init()
-
-    def _pool(self, state: torch.Tensor, attention_mask: torch.BoolTensor | None) -> torch.Tensor:
-        """(B, N, D) to (B, D): the CLS token, or the mean of the patches that are no padding."""
-        if self.pooling == "cls":
-            return state[:, 0]
-        first = int(self.config.use_cls_token)
-        if attention_mask is None or attention_mask.ndim == 3:
-            return state[:, first:].mean(1)
-        real = attention_mask[:, first:, None].bool().to(state.device)
-        return state[:, first:].masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
     def _loss(self, labels, logits, num_items_in_batch=None):
         """`num_items_in_batch`, which `Trainer` passes, counts the images of all steps that it accumulates."""
@@ -575,8 +578,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
             num_steps=num_steps,
             return_dict=True,
         )
-        pooled = self._pool(outputs.last_hidden_state, attention_mask)
-        logits = self.classifier(pooled)
+        logits = self.classifier(outputs.pooler_output)
         return EnergyTransformerImageClassifierOutput(
             loss=None if labels is None else self._loss(labels, logits, kwargs.get("num_items_in_batch")),
             logits=logits,

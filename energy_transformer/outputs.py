@@ -29,6 +29,8 @@ class EnergyTransformerModelOutput(ModelOutput):
     """
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`): norm(x_T), in the dtype of the model.
+        pooler_output (`torch.FloatTensor` of shape `(B, D)`):
+            Of `last_hidden_state`, the CLS token or the mean of the patches: see `classifier_pooling` of the config.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(B, N, D)`, *optional*):
             The states x_0 … x_T of the descent; with several blocks, those of all blocks one after the other. None in
             the place of a state that `output_hidden_states` did not ask for.
@@ -39,6 +41,7 @@ class EnergyTransformerModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     energies: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None

@@ -33,3 +33,8 @@ def patch_mask_to_pixels(mask: torch.Tensor, patch_size: tuple[int, int], grid: 
     """A mask of patches (B, N) to one of pixels (B, 1, H, W)."""
     pixels = mask.unflatten(-1, grid).repeat_interleave(patch_size[0], -2).repeat_interleave(patch_size[1], -1)
     return pixels.unsqueeze(1)
+
+
+def patch_mean_and_std(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `norm_pix_loss` normalises a patch with, as in ViTMAE: patches (..., L) to two tensors (..., 1)."""
+    return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()

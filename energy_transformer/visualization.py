@@ -1,11 +1,11 @@
 """Pictures of reconstructions and descents; pixels are clipped to [0, 1] for display."""
 
+import textwrap
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
-from .patches import patch_mask_to_pixels
 from .reconstruction import Reconstruction
 
 _PANEL = 1.15  # inches
@@ -13,13 +13,13 @@ _MAX_FRAMES = 9
 _GREY = 0.5  # of a hidden patch
 
 
-def _hidden_pixels(result: Reconstruction, patch_size: tuple[int, int]) -> torch.Tensor:
-    height, width = result.images.shape[-2:]
-    return patch_mask_to_pixels(result.mask, patch_size, (height // patch_size[0], width // patch_size[1]))
-
-
-def _panels(rows: list[list[torch.Tensor]], titles: list[str], captions: list[list[str]] | None = None) -> Figure:
-    """A grid of images (C, H, W) with a title over each column."""
+def _panels(
+    rows: list[list[torch.Tensor]],
+    titles: list[str],
+    captions: list[list[str]] | None = None,
+    note: str | None = None,
+) -> Figure:
+    """A grid of images (C, H, W) with a title over each column, and a note over the whole."""
     height, width = rows[0][0].shape[-2:]
     row_height = _PANEL * height / width + (0.2 if captions else 0.05)
     figure = Figure(figsize=(_PANEL * len(titles), row_height * len(rows) + 0.3))
@@ -35,13 +35,10 @@ def _panels(rows: list[list[torch.Tensor]], titles: list[str], captions: list[li
                 axis.set_title(titles[column], fontsize=7)
             if captions:
                 axis.set_xlabel(captions[row][column], fontsize=6)
+    if note:
+        figure.suptitle("\n".join(textwrap.wrap(note, int(16 * figure.get_figwidth()))), fontsize=7)
     figure.tight_layout(pad=0.3)
     return figure
-
-
-def _filled_in(result: Reconstruction, predictions: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-    """The originals with `predictions` (..., B, C, H, W) in the hidden patches."""
-    return torch.where(_hidden_pixels(result, patch_size), predictions, result.images)
 
 
 def reconstruction_figure(
@@ -50,11 +47,11 @@ def reconstruction_figure(
     """One row an image: original, masked input, the hidden patches filled in, and other predictions by name."""
     columns = {
         "original": result.images,
-        "masked": _filled_in(result, torch.full_like(result.images, _GREY), patch_size),
-        "reconstruction": _filled_in(result, result.prediction, patch_size),
+        "masked": result.filled_in(torch.full_like(result.images, _GREY), patch_size),
+        "reconstruction": result.filled_in(result.prediction, patch_size),
         **(others or {}),
     }
-    return _panels([list(row) for row in zip(*columns.values(), strict=True)], list(columns))
+    return _panels([list(row) for row in zip(*columns.values(), strict=True)], list(columns), note=result.note)
 
 
 def descent_figure(result: Reconstruction, patch_size: tuple[int, int], max_images: int | None = None) -> Figure:
@@ -62,12 +59,12 @@ def descent_figure(result: Reconstruction, patch_size: tuple[int, int], max_imag
     first and last included, with the energy below each."""
     last = len(result.frames) - 1
     steps = sorted({round(i * last / (_MAX_FRAMES - 1)) for i in range(_MAX_FRAMES)})
-    masked = _filled_in(result, torch.full_like(result.images, _GREY), patch_size)
-    frames = _filled_in(result, result.frames, patch_size)
+    masked = result.filled_in(torch.full_like(result.images, _GREY), patch_size)
+    frames = result.filled_in(result.frames, patch_size)
     shown = range(len(result.images))[:max_images]
     rows = [[result.images[i], masked[i], *(frames[t, i] for t in steps)] for i in shown]
     captions = [["", "", *(f"E = {result.energies[i, t].item():.4g}" for t in steps)] for i in shown]
-    return _panels(rows, ["original", "masked", *(f"step {t}" for t in steps)], captions)
+    return _panels(rows, ["original", "masked", *(f"step {t}" for t in steps)], captions, result.note)
 
 
 def energy_figure(energies: torch.Tensor) -> Figure:

@@ -15,6 +15,12 @@ def build_parser() -> OneLineErrors:
     parser.add_argument("--mask_ratio", type=float, help="Share of the patches to hide; the model's when not given.")
     parser.add_argument("--num_steps", type=int, help="Descent steps of each block; the model's when not given.")
     parser.add_argument("--seed", type=int, default=0, help="Decides which patches are hidden (default: 0).")
+    parser.add_argument(
+        "--leak_statistics",
+        action="store_true",
+        help="For a model with norm_pix_loss: take mean and contrast of the hidden patches from the original, "
+        "not from the visible patches. A part of the answer; picture and output say so.",
+    )
     parser.add_argument("--device", help="Such as cpu or cuda; a GPU where there is one when not given.")
     return parser
 
@@ -35,7 +41,9 @@ def main(argv: list[str]) -> None:
 
     model, processor = load_for_reconstruction(args.checkpoint, args.image_size, args.device)
     pixel_values, mask = prepare_image(args.image, model, processor, args.mask_ratio, args.seed)
-    result = reconstruct(model, processor, pixel_values, mask, args.num_steps)
+    if args.leak_statistics and not model.config.norm_pix_loss:
+        raise UserError(f"leak_statistics is for models with norm_pix_loss, and {args.checkpoint} has none")
+    result = reconstruct(model, processor, pixel_values, mask, args.num_steps, args.leak_statistics)
     patch_size = model.config.patch_height_width
     try:
         save_figure(descent_figure(result, patch_size), output)
@@ -45,6 +53,8 @@ def main(argv: list[str]) -> None:
     energies = result.energies[0].tolist()
     print(f"picture: {output}")
     print(f"hidden:  {int(mask.sum())} of {mask.numel()} patches, mean squared error {error:.5f} in units of [0, 1]")
+    if result.note:
+        print(f"note:    {result.note}")
     print(f"energy:  {energies[0]:.6g} at the start, {energies[-1]:.6g} after {len(energies) - 1} steps")
 
 

@@ -150,7 +150,8 @@ def test_what_is_recorded_along_the_descent(small_config):
     outputs.last_hidden_state.square().sum().backward()
     assert outputs.attentions[0].grad.abs().max() > 0, "the weights returned are those that the descent used"
     plain = model(images(2, 3, 16, 24), return_dict=False)
-    assert len(plain) == 1 and torch.equal(plain[0], outputs.last_hidden_state)
+    assert len(plain) == 2 and torch.equal(plain[0], outputs.last_hidden_state)
+    assert torch.equal(plain[1], outputs.last_hidden_state[:, 0])
 
 
 def test_some_of_the_states_are_recorded(small_model):

@@ -104,9 +104,22 @@ def test_one_channel(tmp_path, picture, run):
     assert code == 0
 
 
+def test_a_model_of_normalised_patches(small_model, picture, tmp_path, run):
+    small_model.config.norm_pix_loss = True
+    small_model.save_pretrained(tmp_path)
+    build_image_processor((16, 24)).save_pretrained(tmp_path)
+    errors = {}
+    for words, note in (([], "estimated from the visible ones"), (["--leak_statistics"], "LEAK: mean and contrast")):
+        code, printed = run(tmp_path, picture, "--output", tmp_path / "a.png", *words)
+        assert code == 0 and note in printed.out
+        errors[note] = printed.out.partition("mean squared error ")[2].split()[0]
+    assert len(set(errors.values())) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--leak_statistics"], "leak_statistics is for models with norm_pix_loss"),
         (["--mask_ratio", "1.5"], "mask_ratio must lie between 0 and 1"),
         (["--image_size", "30"], r"image_size must be one number or height and width, multiples of the model's patch"),
         (["--image_size", "8", "8", "8"], "image_size must be one number or height and width"),
@@ -128,15 +141,12 @@ def test_mistakes(checkpoint, picture, run, words, message, tmp_path, monkeypatc
 
 def test_checkpoints_that_predict_no_pictures(small_config, small_model, picture, tmp_path, run):
     EnergyTransformerForImageClassification(small_config).save_pretrained(tmp_path / "classifier")
-    small_model.config.norm_pix_loss = True
-    small_model.save_pretrained(tmp_path / "normalised")
     damaged = tmp_path / "damaged"
     small_model.save_pretrained(damaged)
     weights = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     for name, message in (
         ("classifier", "holds no masked-image model: it lacks decoder.bias"),
-        ("normalised", "predicts normalised patches"),
         ("damaged", "cannot load"),
     ):
         code, printed = run(tmp_path / name, picture, "--output", tmp_path / "a.png")

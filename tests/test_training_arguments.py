@@ -11,6 +11,7 @@ from energy_transformer.training.arguments import MaskedImageModelingArguments, 
 from energy_transformer.training.masked_image_modeling import build_config
 
 RECIPES = sorted((Path(__file__).parents[1] / "configuration" / "training").glob("*.yaml"))
+RECIPES = [path for path in RECIPES if "classification" not in path.stem]  # their options are those of another task
 DEMO = next(path for path in RECIPES if path.stem == "demo")
 
 
@@ -113,7 +114,6 @@ def test_words_that_cannot_be_parsed(words, message, capsys):
         ({"config_overrides": "hidden_sizes=3"}, "'hidden_sizes=3' is not 'field=value'"),
         ({"config_overrides": "hidden_size"}, "'hidden_size' is not 'field=value'"),
         ({"config_overrides": "hidden_size=big"}, "'hidden_size' expected int, got str"),
-        ({"config_overrides": "norm_pix_loss=true"}, "norm_pix_loss=True is not supported"),
         ({"model_name_or_path": "nowhere/at all"}, "cannot load 'nowhere/at all'"),
     ],
 )

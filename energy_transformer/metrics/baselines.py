@@ -21,7 +21,7 @@ def _patch_colors(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Te
     return patchify(images, patch_size).unflatten(-1, (images.shape[1], -1)).mean(-1)
 
 
-def _paint_hidden(
+def paint_hidden(
     images: torch.Tensor, colors: torch.Tensor, mask: torch.Tensor, patch_size: tuple[int, int]
 ) -> torch.Tensor:
     """`images` with every pixel of the hidden patches replaced by `colors` (B, C, H, W) or one (B, C, 1, 1)."""
@@ -35,7 +35,7 @@ def mean_visible_color(images: torch.Tensor, mask: torch.Tensor, patch_size: tup
     visible = (~mask)[..., None].to(images.dtype)
     total = (_patch_colors(images, patch_size) * visible).sum(1)
     mean = total / visible.sum(1).clamp(min=1)
-    return _paint_hidden(images, mean[..., None, None], mask, patch_size)
+    return paint_hidden(images, mean[..., None, None], mask, patch_size)
 
 
 def neighbor_average(
@@ -58,4 +58,4 @@ def neighbor_average(
     weights = torch.where(mask[:, None], 0.0, weights)
     total = weights.sum(-1, keepdim=True)
     colors = weights @ _patch_colors(images, patch_size) / torch.where(total > 0, total, 1.0)
-    return _paint_hidden(images, colors.transpose(1, 2).unflatten(-1, (height, width)), mask, patch_size)
+    return paint_hidden(images, colors.transpose(1, 2).unflatten(-1, (height, width)), mask, patch_size)

@@ -24,10 +24,7 @@ def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
     Raises:
         UserError: for an unknown field or an impossible combination.
     """
-    config = configure(args, mask_ratio=args.mask_ratio, mask_replace_probability=args.mask_replace_probability)
-    if config.norm_pix_loss:
-        raise UserError("norm_pix_loss=True is not supported by this script: its errors and pictures are of pixels")
-    return config
+    return configure(args, mask_ratio=args.mask_ratio, mask_replace_probability=args.mask_replace_probability)
 
 
 class MaskedImageModelingTraining(Training):

@@ -1,0 +1,92 @@
+"""The options of evaluation; those that training has as well are declared there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.hf_argparser import HfArgumentParser
+
+from ..command_line import OneLineErrors
+from ..errors import UserError
+from ..masking import MASK_TYPES
+from .arguments import CommonArguments, _option
+
+_SHARED = (
+    "seed",
+    "dataset_name",
+    "dataset_config_name",
+    "image_column_name",
+    "train_dir",
+    "validation_dir",
+    "train_val_split",
+    "max_eval_samples",
+    "dataloader_num_workers",
+    "per_device_eval_batch_size",
+    "cpu",
+)
+_SharedArguments: Any = make_dataclass(
+    "_SharedArguments",
+    [
+        (option.name, option.type, field(default=option.default, metadata=dict(option.metadata)))
+        for option in fields(CommonArguments)
+        if option.name in _SHARED
+    ],
+)
+
+
+@dataclass
+class EvaluationArguments(_SharedArguments):
+    """Options of `scripts/evaluate_masked_image_modeling.py`.
+
+    Raises:
+        UserError: when an option's value is not allowed.
+    """
+
+    split: Literal["validation", "train"] = _option("validation", "'validation' (the held-out images) or 'train'.")
+    mask_types: list[str] = field(
+        default_factory=lambda: ["scatter", "block"], metadata={"help": f"Kinds of masks, of {', '.join(MASK_TYPES)}."}
+    )
+    mask_ratios: list[float] = field(
+        default_factory=lambda: [0.25, 0.5, 0.75], metadata={"help": "Shares of the patches to hide."}
+    )
+    num_steps: int | None = _option(None, "Descent steps of each block; the model's when not given.")
+    confidence_level: float = _option(0.95, "Of the intervals for the means over images.")
+    output: str | None = _option(None, "JSON file for the figures.")
+
+    def __post_init__(self) -> None:
+        for kind in self.mask_types:
+            if kind not in MASK_TYPES:
+                raise UserError(f"mask_types must be of {', '.join(MASK_TYPES)}, got {kind!r}")
+        for name, values in (
+            ("mask_ratios", self.mask_ratios),
+            ("confidence_level", [self.confidence_level]),
+            ("train_val_split", [self.train_val_split]),
+        ):
+            if not all(0 < value < 1 for value in values):
+                raise UserError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
+        if self.num_steps is not None and self.num_steps < 0:
+            raise UserError(f"num_steps must not be negative, got {self.num_steps}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must lie in [0, 2**32), got {self.seed}")
+        if self.per_device_eval_batch_size < 1:
+            raise UserError(f"per_device_eval_batch_size must be at least 1, got {self.per_device_eval_batch_size}")
+        if self.output is not None and (Path(self.output).is_dir() or not Path(self.output).absolute().parent.is_dir()):
+            raise UserError(f"output must be a file in a folder that exists, got {self.output}")
+
+
+class _OptionParser(OneLineErrors, HfArgumentParser):
+    """One option for each field of a dataclass, with errors on one line."""
+
+
+def parse_evaluation_arguments(argv: Sequence[str], description: str | None) -> tuple[str, EvaluationArguments]:
+    """The checkpoint and the options.
+
+    Raises:
+        UserError: for a value that is not allowed.
+        SystemExit: with code 2 and one line for an unknown option or a value of the wrong type.
+    """
+    parser = _OptionParser(EvaluationArguments, description=description, allow_abbrev=False)
+    parser.add_argument("checkpoint", help="Folder or Hub repository of a masked-image model, such as outputs/demo.")
+    values = vars(parser.parse_args(list(argv)))
+    return values.pop("checkpoint"), EvaluationArguments(**values)

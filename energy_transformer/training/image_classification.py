@@ -1,0 +1,141 @@
+"""Image classification: fine-tuning of a pretrained model, a linear probe, or training from scratch."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import datasets
+import torch
+from accelerate.logging import get_logger
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from ..classification_pictures import confusion_figure, predictions_figure
+from ..configuration_energy_transformer import EnergyTransformerConfig
+from ..data import denormalize, normalize
+from ..data.labels import prepare_labels
+from ..errors import UserError
+from ..hub import load_pretrained
+from ..modeling_energy_transformer import EnergyTransformerForImageClassification
+from ..visualization import save_figure
+from .classification_arguments import ImageClassificationArguments
+from .classification_evaluation import evaluate_classifier, pixel_probe_accuracy
+from .configuration import configure
+from .loaders import Batch
+from .loop import Training
+from .mixing import UNIFORMS, Mixer
+
+logger = get_logger(__name__)
+_HEAD = "classifier."
+
+
+def load_with_new_head(
+    name_or_path: str, config: EnergyTransformerConfig
+) -> tuple[EnergyTransformerForImageClassification, list[str]]:
+    """A classifier on the backbone of a checkpoint, and the names of the parameters that the checkpoint does not have.
+
+    These are of the head alone, or none when the checkpoint is a classifier of as many labels.
+
+    Raises:
+        UserError: when the backbone lacks a parameter or one has another shape.
+    """
+    model, info = load_pretrained(
+        EnergyTransformerForImageClassification,
+        name_or_path,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    mismatched = [entry[0] for entry in info["mismatched_keys"]]
+    new = sorted({*info["missing_keys"], *mismatched})
+    foreign = [name for name in new if not name.startswith(_HEAD)]
+    if foreign:
+        reason = "another shape of" if foreign[0] in mismatched else "no"
+        raise UserError(f"model_name_or_path {name_or_path} does not fit the model: it has {reason} {foreign[0]}")
+    return model, new
+
+
+class ImageClassificationTraining(Training):
+    """One run of `scripts/train_image_classification.py`."""
+
+    args: ImageClassificationArguments
+    pictures: ClassVar[tuple[str, ...]] = ("confusion_matrix.png", "predictions.png")
+    metric: ClassVar[str] = "eval_accuracy"
+    minimize: ClassVar[bool] = False
+
+    def build_config(self) -> EnergyTransformerConfig:
+        args = self.args
+        if args.streaming:
+            raise UserError("streaming is not for classification, whose labels are looked through before it starts")
+        self.confusion: list[list[int]] | None = None  # of the last evaluation
+        self.mixer = Mixer(args.mixup_alpha, args.cutmix_alpha) if args.mixup_alpha or args.cutmix_alpha else None
+        return configure(args, label_smoothing=args.label_smoothing)
+
+    def load_datasets(self) -> tuple[datasets.DatasetDict, str, str | None]:
+        splits, image_column, _ = super().load_datasets()
+        splits, label_column, self.names = prepare_labels(splits, self.args.label_column_name)
+        self.majority = int(torch.tensor(splits["train"][label_column][:]).bincount().argmax())
+        self.config.id2label = dict(enumerate(self.names))
+        self.config.label2id = {name: label for label, name in enumerate(self.names)}
+        self.config.problem_type = "single_label_classification"
+        return splits, image_column, label_column
+
+    def build_model(self) -> EnergyTransformerForImageClassification:
+        source = self.args.model_name_or_path
+        if not source:
+            return EnergyTransformerForImageClassification(self.config)
+        model, new = load_with_new_head(source, self.config)
+        told = f"new, everything else is that of {source}" if new else f"that of {source}, as is everything else"
+        if self.accelerator.is_main_process:
+            print(f"the head ({len(self.names)} labels) is {told}", flush=True)
+        if self.args.freeze_backbone:
+            model.energy_transformer.requires_grad_(False)
+        return model
+
+    def draw(self, num_images: int, generator: torch.Generator) -> Batch:
+        draws = super().draw(num_images, generator)
+        if self.mixer:
+            draws["mix"] = torch.rand(num_images, UNIFORMS, generator=generator, device=generator.device)
+        return draws
+
+    def forward(self, batch: Batch, draws: Batch, **options) -> ModelOutput:
+        pixel_values, targets = normalize(batch["image"], self.processor), batch["label"]
+        if self.mixer:
+            pixel_values, targets = self.mixer(pixel_values, targets, len(self.names), draws["mix"])
+        outputs = self.model(pixel_values, **options)
+        smoothing = self.config.label_smoothing
+        outputs.loss = F.cross_entropy(outputs.logits.float(), targets, label_smoothing=smoothing)
+        return outputs
+
+    def evaluate(self) -> dict[str, float]:
+        results, self.confusion = evaluate_classifier(
+            self.accelerator, self.model, self.eval_loader, self.processor, self.names
+        )
+        return {
+            **results,
+            "eval_majority_accuracy": sum(self.confusion[self.majority]) / results["eval_samples"],
+            "eval_pixel_probe_accuracy": self._pixel_probe_accuracy,
+        }
+
+    @cached_property
+    def _pixel_probe_accuracy(self) -> float:
+        return pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names))
+
+    def describe(self, results: dict[str, float]) -> str:
+        return f"held-out accuracy {results['eval_accuracy']:.3f}"
+
+    @torch.no_grad()
+    def save_pictures(self, model: EnergyTransformerForImageClassification, folder: Path) -> None:
+        if self.confusion is not None:
+            save_figure(confusion_figure(self.confusion, self.names), folder / "confusion_matrix.png")
+        count = min(self.args.num_visual_samples, len(self.eval_images))
+        batch = self.eval_images.__getitems__(list(range(count)))
+        pixel_values = normalize(batch["image"].to(model.device), self.processor)
+        model.eval()
+        predicted = model(pixel_values).logits.argmax(-1).tolist()
+        figure = predictions_figure(
+            denormalize(pixel_values, self.processor),
+            [self.names[label] for label in predicted],
+            [self.names[label] for label in batch["label"].tolist()],
+        )
+        save_figure(figure, folder / "predictions.png")
