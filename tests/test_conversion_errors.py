@@ -4,7 +4,6 @@ import contextlib
 import os
 import pickle
 import random
-import re
 import subprocess
 import sys
 import zipfile
@@ -440,5 +439,6 @@ def test_script_ends_with_one_line_and_code_2(tmp_path):
         environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
         result = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, env=environment)
         assert result.returncode == 2
-        assert re.fullmatch(r"error: [^\n]*\n", result.stderr) and reason in result.stderr
+        last = result.stderr.splitlines()[-1]  # torchao, where it is installed, warns before it
+        assert last.startswith("error: ") and reason in last and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()

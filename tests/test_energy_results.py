@@ -122,7 +122,11 @@ def test_the_energy_of_an_image_differentiates(config, pixel_values):
 
 def test_energies_are_only_computed_on_request(config, pixel_values):
     outputs = make(EnergyTransformerModel, config)(pixel_values)
-    assert outputs.energies is None and outputs.energy_parts is None and [*outputs] == ["last_hidden_state"]
+    assert (
+        outputs.energies is None
+        and outputs.energy_parts is None
+        and [*outputs] == ["last_hidden_state", "pooler_output"]
+    )
     parts = make(EnergyTransformerModel, config)(pixel_values, output_energy_parts=True)
     assert parts.energies is None and parts.energy_parts.hopfield.shape == (3, 9)
 
