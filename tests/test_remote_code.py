@@ -20,6 +20,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 import energy_transformer
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.configuration_energy_transformer import AUTO_MAP
+from energy_transformer.data.demo import photograph
 
 PACKAGE = Path(energy_transformer.__file__).parent
 OLDEST = os.environ.get("ENERGY_TRANSFORMER_OLDEST_PYTHON")
@@ -92,6 +93,19 @@ report["base_files"] = sorted(os.listdir(again + "-base"))
 report["base_auto_map"] = json.load(open(f"{again}-base/config.json"))["auto_map"]
 print(json.dumps(report))
 '''
+
+RECONSTRUCT = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedImageModeling
+
+image = load_file(f"{sys.argv[1]}/in.safetensors")
+model = AutoModelForMaskedImageModeling.from_pretrained("alice/paper", trust_remote_code=True)
+with torch.no_grad():
+    outputs = model(image["pixels"], bool_masked_pos=image["mask"].bool())
+save_file({"reconstruction": outputs.reconstruction}, f"{sys.argv[1]}/out.safetensors")
+"""
 
 
 @pytest.fixture(
@@ -244,3 +258,31 @@ def test_loaded_tensors_are_those_saved(small_model, tmp_path):
     saved = load_file(tmp_path / "model.safetensors")
     loaded = AutoModelForMaskedImageModeling.from_pretrained(tmp_path).state_dict()
     assert loaded.keys() == saved.keys() and all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+def test_initialization_leaves_loaded_tensors_alone(small_model):
+    """transformers marks them; `transformers.initialization` heeds the mark, a write to `.data` would not."""
+    before = {name: tensor.clone() for name, tensor in small_model.state_dict().items()}
+    for parameter in small_model.parameters():
+        parameter._is_hf_initialized = True
+    for module in small_model.modules():
+        small_model._init_weights(module)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small_model.state_dict().items())
+
+
+def test_a_photograph_is_reconstructed_alike_without_the_package(minimal_python, hub, tmp_path):
+    """The paper's model of 4.9 million parameters, its weights uploaded in parts."""
+    hub.part_size = 5_000_000
+    torch.manual_seed(0)
+    model = EnergyTransformerForMaskedImageModeling(EnergyTransformerConfig(initialization="scaled")).eval()
+    model.push_to_hub("alice/paper", token=hub.token)
+    assert len(hub.asked(r"^/\w+/\d$", "PUT")) == 4
+    pixels = torch.from_numpy(photograph("chelsea.png")[:224, :224].copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    mask = torch.rand(1, 196) < 0.5
+    with torch.no_grad():
+        expected = model(pixels, bool_masked_pos=mask).reconstruction
+    save_file({"pixels": pixels.contiguous(), "mask": mask.to(torch.uint8)}, tmp_path / "in.safetensors")
+    done = run_isolated(minimal_python, RECONSTRUCT, tmp_path, environment=hub.environment(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    got = load_file(tmp_path / "out.safetensors")["reconstruction"]
+    assert got.std() > 0.1 and (got - expected).abs().max() <= 1e-6
