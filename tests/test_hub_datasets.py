@@ -91,5 +91,6 @@ def test_training_on_it(cifar10, tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((output / "all_results.json").read_text())
     assert results["arguments"]["dataset_name"] == NAME and np.isfinite(results["eval_masked_mse"])
+    assert "modeling_energy_transformer.py" in {path.name for path in output.iterdir()}
     train = cifar10.head(NAME, "dataset").files["plain_text/train-00000-of-00001.parquet"]
     assert len(cifar10.asked(f"^/{train.sha256}$", "GET")) == 1
