@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import pytest
 from hub_server.cifar10 import NAMES
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
 
 from energy_transformer.data import load_image_datasets
 from energy_transformer.errors import UserError
@@ -77,20 +79,41 @@ def test_a_dataset_that_is_not_there_for_us(hub, cifar10_folder, name, private):
     assert "\n" not in str(error.value)
 
 
-def test_training_on_it(cifar10, tmp_path):
-    output = tmp_path / "output"
-    script, recipe = (
-        ROOT / "scripts" / "train_masked_image_modeling.py",
-        ROOT / "configuration" / "training" / "demo.yaml",
-    )
-    options = "--max_train_steps 3 --num_warmup_steps 0 --max_train_samples 32 --max_eval_samples 16 --cpu true"
-    command = [sys.executable, script, "--config", recipe, "--dataset_name", NAME, "--output_dir", str(output)]
-    command += [*options.split(), "--per_device_train_batch_size", "8"]
-    environment = cifar10.environment(tmp_path / "home") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+def train(environment, output, **options):
+    """Runs the training script for a few steps on the dataset; returns what is in all_results.json."""
+    options = {
+        "config": ROOT / "configuration" / "training" / "demo.yaml",
+        "dataset_name": NAME,
+        "output_dir": output,
+        "max_train_steps": 3,
+        "num_warmup_steps": 0,
+        "max_train_samples": 32,
+        "max_eval_samples": 16,
+        "per_device_train_batch_size": 8,
+        "cpu": "true",
+        **options,
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "train_masked_image_modeling.py")]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    results = json.loads((output / "all_results.json").read_text())
+    return json.loads((output / "all_results.json").read_text())
+
+
+def test_train_push_pull_and_train_on(cifar10, tmp_path):
+    """On two machines: what the second one starts from is what the first one pushed."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    results = train(cifar10.environment(tmp_path / "home"), first)
     assert results["arguments"]["dataset_name"] == NAME and np.isfinite(results["eval_masked_mse"])
-    assert "modeling_energy_transformer.py" in {path.name for path in output.iterdir()}
-    train = cifar10.head(NAME, "dataset").files["plain_text/train-00000-of-00001.parquet"]
-    assert len(cifar10.asked(f"^/{train.sha256}$", "GET")) == 1
+    parquet = cifar10.head(NAME, "dataset").files["plain_text/train-00000-of-00001.parquet"]
+    assert len(cifar10.asked(f"^/{parquet.sha256}$", "GET")) == 1
+    assert "modeling_energy_transformer.py" in {path.name for path in first.iterdir()}
+
+    api = HfApi(token=cifar10.token)
+    api.create_repo("alice/model", private=True)
+    api.upload_folder(repo_id="alice/model", folder_path=first)
+    environment = cifar10.environment(tmp_path / "other_home", cifar10.token)
+    train(environment, second, model_name_or_path="alice/model", learning_rate=1e-12, min_learning_rate=0)
+    pushed, moved = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert all((moved[name] - tensor).abs().max() < 1e-6 for name, tensor in pushed.items())

@@ -20,15 +20,16 @@ def point_clients(monkeypatch, server: HubServer, home: Path, token: str | None 
     environment = server.environment(home, token)
     for name in os.environ.keys() - environment.keys():
         monkeypatch.delenv(name)
-    for name in environment:
-        monkeypatch.setenv(name, environment[name])
-    url, cache = server.url, str(home / "hub")
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            monkeypatch.setenv(name, value)
+    url = server.url
     values = {
         constants: {
             "ENDPOINT": url,
             "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HOME": str(home),
-            "HF_HUB_CACHE": cache,
+            "HF_HUB_CACHE": str(home / "hub"),
             "HF_TOKEN_PATH": str(home / "token"),
             "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
             "HF_HUB_DISABLE_XET": True,

@@ -70,8 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**response.headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         cut = min(fault.cut_download, len(body)) if fault.cut_download is not None else None
-        self._headers_buffer.append(b"\r\n" + (b"" if self.command == "HEAD" else bytes(body[:cut])))
-        self.flush_headers()
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:cut])
         if cut is not None:
             time.sleep(0.2)  # a reset throws away what the client has not yet read
             self._cut(fault)
@@ -118,8 +119,7 @@ def _error_answer(fault: Fault) -> Response:
 class HubServer:
     """A running Hub, empty but for its users. Large files lie on a second host, as with the Hub.
 
-    `requests` is the log of all that was asked, in order. Tests change the state directly (`hub.users`,
-    `hub.repositories`) or through the methods below.
+    `requests` is the log of all that was asked, in order.
 
     Args:
         part_size: larger files are uploaded in parts of so many bytes.
