@@ -1,4 +1,4 @@
-"""Small models for all tests."""
+"""Small models and a Hub for all tests."""
 
 import pytest
 import torch
@@ -27,3 +27,23 @@ def small_config():
 def small_model(small_config):
     torch.manual_seed(0)
     return EnergyTransformerForMaskedImageModeling(small_config).eval()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """An empty Hub that the clients of this process and its children speak to, with an empty cache, not logged in."""
+    from hub_server import HubServer
+    from hub_server.client import point_clients
+
+    server = HubServer()
+    point_clients(monkeypatch, server, tmp_path_factory.mktemp("hf_home"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory):
+    """A dataset in the layout of uoft-cs/cifar10."""
+    from hub_server.cifar10 import write_cifar10
+
+    return write_cifar10(tmp_path_factory.mktemp("cifar10"))
