@@ -1,4 +1,4 @@
-"""Small models for all tests."""
+"""Small models and a Hub for all tests."""
 
 import pytest
 import torch
@@ -27,3 +27,15 @@ def small_config():
 def small_model(small_config):
     torch.manual_seed(0)
     return EnergyTransformerForMaskedImageModeling(small_config).eval()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """An empty Hub that the clients of this process and its children speak to, with an empty cache, not logged in."""
+    from hub_server import HubServer
+    from hub_server.client import point_clients
+
+    server = HubServer()
+    point_clients(monkeypatch, server, tmp_path_factory.mktemp("hf_home"))
+    yield server
+    server.close()
