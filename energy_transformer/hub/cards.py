@@ -12,6 +12,7 @@ from .tasks import TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LICENSE = "apache-2.0"
+_ANY_REPO = "USER/REPO"
 _TAGS = ["energy-transformer", "hopfield-network", "associative-memory"]
 _RECIPE = (
     "train_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
@@ -63,7 +64,7 @@ def address_card(folder: str | Path, repo_id: str) -> None:
         write_card(folder, repo_id)
         return
     card = ModelCard.load(path)
-    if (Path(folder) / "all_results.json").is_file() and str(card) == str(model_card(folder, None, card.data.license)):
+    if _ANY_REPO in str(card) and str(card) == str(model_card(folder, None, card.data.license)):
         write_card(folder, repo_id, card.data.license)
 
 
@@ -105,8 +106,8 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         purpose=task.purpose,
         steps=config.num_steps * config.num_hidden_layers,
         pictures=_pictures(folder / "samples"),
-        usage_without_package=_usage(task, config, repo_id or "USER/REPO"),
-        usage_with_package=_usage_with_package(task, repo_id or "USER/REPO"),
+        usage_without_package=_usage(task, config, repo_id or _ANY_REPO),
+        usage_with_package=_usage_with_package(task, repo_id or _ANY_REPO),
         results=results,
         data=data,
         base_model=_on_the_hub(arguments.get("model_name_or_path")),

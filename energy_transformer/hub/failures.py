@@ -97,7 +97,7 @@ def explain(error: BaseException, repo_id: str = "the repository") -> str:
 def _explain_answer(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     refused = error.response.headers.get("X-Error-Message", "")
-    if status == 401 and "Invalid" in refused:
+    if status == 401 and "credentials" in refused:
         return "the Hub does not know the token: log in with `hf auth login`, or set HF_TOKEN to a valid one"
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id}, or it is private and needs a token with the right to it"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import modeling_energy_transformer
 from ..errors import UserError
@@ -43,11 +44,18 @@ def _load(folder: Path, config: dict) -> torch.nn.Module:
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if wrong:
         raise UserError(f"output_dir {folder} holds no whole {architecture}: missing or unknown are {', '.join(wrong)}")
-    for reference in config.get("auto_map", {}).values():
-        module = reference.partition(".")[0]
-        if not (folder / f"{module}.py").is_file():
-            raise UserError(f"output_dir {folder} lacks the model's code, {module}.py: save the model again")
+    _check_code(folder, config)
     return model
+
+
+def _check_code(folder: Path, config: dict) -> None:
+    modules = {reference.partition(".")[0] for reference in config.get("auto_map", {}).values()}
+    try:
+        for module in sorted(modules):
+            get_relative_import_files(folder / f"{module}.py")
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise UserError(f"output_dir {folder} lacks the model's code, {name}: save the model again") from error
 
 
 def _load_block(folder: Path) -> torch.nn.Module:

@@ -4,13 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from ..errors import UserError
 from .failures import HUB_ERRORS, explain, with_retries
-from .integrity import is_the_same
+from .integrity import has_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def _download(repo_id, revision, token, allow_patterns, ignore_patterns) -> Path
                 ignore_patterns=ignore_patterns,
             )
         )
-        wrong = _wrong_files(repo_id, Path(snapshot))
+        wrong = _wrong_files(Path(snapshot))
         if not wrong:
             return Path(snapshot)
         for path in wrong:
@@ -101,13 +100,10 @@ def _download(repo_id, revision, token, allow_patterns, ignore_patterns) -> Path
     raise UserError(f"{names} is not what the Hub lists (checksum), after a second download too")
 
 
-def _wrong_files(repo_id: str, snapshot: Path) -> list[Path]:
-    try:
-        tree = get_cached_repo_tree(repo_id, revision=snapshot.name)
-    except CachedRepoTreeNotFoundError:  # offline, and the cache was not filled by `pull`
-        return []
-    files = [(snapshot / listed.path, listed) for listed in tree]
-    return [path for path, listed in files if path.exists() and not is_the_same(path, listed)]
+def _wrong_files(snapshot: Path) -> list[Path]:
+    """Each file of the cache is a link to one that is named by the checksum which the Hub lists."""
+    links = [path for path in sorted(snapshot.rglob("*")) if path.is_symlink()]
+    return [path for path in links if not has_checksum(path, path.resolve().name)]
 
 
 def _remove_from_cache(path: Path) -> None:
