@@ -8,12 +8,14 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "dem
 
 
 def main(argv: list[str]) -> None:
-    from energy_transformer.training.arguments import parse_arguments
+    from energy_transformer.training.arguments import MaskedImageModelingArguments, parse_arguments
 
-    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__)  # tells a mistake before the slow import
-    from energy_transformer.training.masked_image_modeling import Training
+    args: MaskedImageModelingArguments = parse_arguments(
+        argv, DEFAULT_CONFIG, __doc__
+    )  # tells a mistake before the slow import
+    from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 
-    training = Training(args)
+    training = MaskedImageModelingTraining(args)
     results = training.run()
     if training.accelerator.is_main_process:
         print(f"model:    {args.output_dir}")

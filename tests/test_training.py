@@ -13,12 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedImageModeling, ViTMAEConfig
 
+from energy_transformer.data import load_image_datasets
 from energy_transformer.data.demo import photograph
 from energy_transformer.errors import UserError
 from energy_transformer.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.evaluation import evaluate
-from energy_transformer.training.masked_image_modeling import Training, build_loaders
+from energy_transformer.training.loaders import build_eval_loader, image_tensors
+from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining as Training
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_masked_image_modeling.py"
@@ -101,9 +103,11 @@ def test_the_printed_error_is_that_of_the_saved_model(finished):
     model = AutoModelForMaskedImageModeling.from_pretrained(folder)
     processor = load_image_processor(folder)
     args = parse_arguments(SMALL, DEMO)
-    _, loader = build_loaders(args, model.config, processor)
+    splits, column = load_image_datasets(max_train_samples=64, max_eval_samples=40)
+    _, images = image_tensors(splits, column, None, processor)
     accelerator = Accelerator(cpu=True)
-    again = evaluate(accelerator, model, accelerator.prepare(loader), processor, 64, args.seed)
+    loader = accelerator.prepare(build_eval_loader(images, args))
+    again = evaluate(accelerator, model, loader, processor, 64, args.seed)
     results = json.loads((folder / "all_results.json").read_text())
     for name, value in again.items():
         assert results[name] == pytest.approx(value, rel=1e-5), name
@@ -142,7 +146,7 @@ def test_saved_states_are_limited_and_the_latest_is_taken(tmp_path):
     ("words", "message"),
     [
         (["--seed=1"], "was saved with seed=0, got 1"),
-        (["--per_device_train_batch_size=8"], "was saved with per_device_train_batch_size=16, got 8"),
+        (["--per_device_train_batch_size=8"], "was saved with 16 images a step, got 8"),
         (["--config_overrides=hidden_size=32"], "checkpoint-2 is damaged or of another model"),
     ],
 )
@@ -217,7 +221,10 @@ def test_another_run_is_not_overwritten_unless_asked(tmp_path):
     ("words", "message"),
     [
         (["--mask_patch_size=6"], "mask_patch_size must be a multiple of the patch size"),
-        (["--per_device_train_batch_size=65"], "per_device_train_batch_size is 65, but there are only 64 training"),
+        (
+            ["--per_device_train_batch_size=65"],
+            "per_device_train_batch_size is 65, which makes 65 .* only 64 training",
+        ),
         (["--resume_from_checkpoint=latest"], "there is no saved state in"),
         (["--resume_from_checkpoint=nowhere"], "nowhere is not a saved state"),
         (["--train_dir=nowhere"], "train_dir: there is no file or folder nowhere"),
@@ -274,6 +281,6 @@ def test_a_broken_image_ends_the_process_with_one_line_and_code_2(tmp_path):
     command = [sys.executable, SCRIPT, f"--train_dir={images}", f"--output_dir={tmp_path / 'output'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if "rror" in line]
+    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error")]
     assert len(errors) == 1 and errors[0].startswith("error: cannot read the image") and "1.png" in errors[0]
     assert "Traceback" not in done.stderr

@@ -8,9 +8,12 @@ from .images import (
     resize_to_tensor,
 )
 from .loading import load_image_datasets
+from .sampling import StepSampler, batch_slice
 
 __all__ = [
     "ImageTensors",
+    "StepSampler",
+    "batch_slice",
     "denormalize",
     "load_image",
     "load_image_datasets",

@@ -65,26 +65,36 @@ def resize_to_tensor(image: Image.Image, processor: PilBackend) -> torch.Tensor:
 class ImageTensors(Dataset):
     """The images of a split as uint8 tensors of one size.
 
-    `dataset[i]` is {"image": (C, H, W) uint8, "index": i}; a loader gets whole batches through `__getitems__`, with
-    [`collate`] as its `collate_fn`. A split of at most `in_memory_bytes` is decoded once, a larger one as it is read.
+    `dataset[i]` is {"image": (C, H, W) uint8, "index": i}, and "label" where a column of them is named; a loader gets
+    whole batches through `__getitems__`, with [`collate`] as its `collate_fn`. A split of at most `in_memory_bytes` is
+    decoded once, a larger one as it is read.
 
     Args:
         split: a `datasets.Dataset`.
         image_column: its column of images.
         processor: from `image_processing.build_image_processor`.
         in_memory_bytes: 1 GiB by default.
+        label_column: its column of labels, numbers or lists of numbers of one length.
 
     Raises:
         UserError: for a broken image, which it names.
     """
 
-    def __init__(self, split: datasets.Dataset, image_column: str, processor: PilBackend, in_memory_bytes: int = 2**30):
+    def __init__(
+        self,
+        split: datasets.Dataset,
+        image_column: str,
+        processor: PilBackend,
+        in_memory_bytes: int = 2**30,
+        label_column: str | None = None,
+    ):
         self.split = split.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
         self.image_column = image_column
         self.processor = processor
         self.num_channels = len(processor.image_mean)
         crop = processor.crop_size
         self.in_memory = len(split) * self.num_channels * crop["height"] * crop["width"] <= in_memory_bytes
+        self.labels = None if label_column is None else torch.tensor(split[label_column][:])
         self._decoded = self._decode_all(crop["height"], crop["width"]) if self.in_memory else None
 
     def _decode_all(self, height: int, width: int) -> torch.Tensor:
@@ -104,14 +114,14 @@ class ImageTensors(Dataset):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image = self._decode(index) if self._decoded is None else self._decoded[index]
-        return {"image": image, "index": torch.tensor(index)}
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         index = torch.tensor(indices)
-        if self._decoded is None:
-            return {"image": torch.stack([self._decode(i) for i in indices]), "index": index}
-        return {"image": self._decoded[index], "index": index}
+        decoded = self._decoded
+        images = torch.stack([self._decode(i) for i in indices]) if decoded is None else decoded[index]
+        labels = {} if self.labels is None else {"label": self.labels[index]}
+        return {"image": images, "index": index, **labels}
 
     @staticmethod
     def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,10 +1,10 @@
-"""The options of the training scripts: one dataclass, filled from a YAML file and then from the command line."""
+"""The options of the training scripts: a dataclass for each task, filled from a YAML file and the command line."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
@@ -17,15 +17,63 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+# names of options, the test that a value must pass (None is never tested), and what is allowed in words
+_Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
+
+
+def _check(options: Any, rules: list[_Rule]) -> None:
+    for names, is_allowed, allowed in rules:
+        for name in names:
+            value = getattr(options, name)
+            if value is not None and not is_allowed(value):
+                raise UserError(f"{name} must {allowed}, got {value!r}")
+
+
+_IS_SHARE = (lambda value: 0 < value < 1, "lie between 0 and 1, both excluded")
+_COMMON_RULES: list[_Rule] = [
+    (("train_val_split",), *_IS_SHARE),
+    (
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "max_train_steps",
+            "checkpoints_total_limit",
+            "num_visual_samples",
+        ),
+        lambda value: value >= 1,
+        "be at least 1",
+    ),
+    (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    (("seed",), lambda value: value < 2**32, "be below 2**32"),
+    (("learning_rate", "num_train_epochs", "max_grad_norm"), lambda value: value > 0, "be greater than 0"),
+    (
+        ("min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"),
+        lambda value: value >= 0,
+        "not be negative",
+    ),
+    (
+        ("eval_steps", "checkpointing_steps"),
+        lambda value: value == "epoch" or (value.isdigit() and int(value) > 0),
+        "be 'epoch' or a number above 0",
+    ),
+    (
+        ("image_size", "patch_size"),
+        lambda value: 1 <= len(value) <= 2 and min(value) >= 1,
+        "be one number or height and width, at least 1",
+    ),
+]
+
+
 @dataclass
-class MaskedImageModelingArguments:
-    """Options of `scripts/train_masked_image_modeling.py`; names are those of transformers' `run_mim_no_trainer.py`.
+class CommonArguments:
+    """The options that all training scripts share; names are those of transformers' `run_mim_no_trainer.py`.
 
     Raises:
         UserError: when an option's value is not allowed.
     """
 
-    output_dir: str = _option("outputs/masked_image_modeling", "Folder for the model, the pictures and the results.")
+    output_dir: str = _option("outputs/training", "Folder for the model, the pictures and the results.")
     overwrite_output_dir: bool = _option(False, "Delete what an earlier run left in output_dir.")
     seed: int = _option(0, "Seed of the weights, the order of the data and the masks.")
 
@@ -43,10 +91,6 @@ class MaskedImageModelingArguments:
     config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
     image_size: list[int] | None = _option(None, "Size of the images in pixels: one number, or height and width.")
     patch_size: list[int] | None = _option(None, "Size of the patches in pixels: one number, or height and width.")
-
-    mask_ratio: float | None = _option(None, "Share of the patches in the loss; that of the model when not given.")
-    mask_replace_probability: float | None = _option(None, "Share of those that is replaced by the mask token.")
-    mask_patch_size: int | None = _option(None, "Side of the squares hidden as a whole, in pixels; one patch if None.")
 
     per_device_train_batch_size: int = _option(32, "Images for each process and step.")
     per_device_eval_batch_size: int = _option(128, "Images for each process and step in evaluation.")
@@ -71,42 +115,29 @@ class MaskedImageModelingArguments:
     resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
     num_visual_samples: int = _option(8, "Held-out images in the pictures.")
 
-    def __post_init__(self):
-        for name in ("mask_ratio", "train_val_split"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise UserError(f"{name} must lie between 0 and 1, both excluded, got {value}")
-        at_least_one = [
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "checkpoints_total_limit",
-            "num_visual_samples",
-        ]
-        for name in at_least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise UserError(f"seed must be below 2**32, got {self.seed}")
-        for name in ("learning_rate", "num_train_epochs", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        for name in ("min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("eval_steps", "checkpointing_steps"):
-            value = getattr(self, name)
-            if value not in (None, "epoch") and not (value.isdigit() and int(value)):
-                raise UserError(f"{name} must be 'epoch' or a number above 0, got {value!r}")
-        for name in ("image_size", "patch_size"):
-            value = getattr(self, name)
-            if value is not None and (len(value) > 2 or min(value) < 1):
-                raise UserError(f"{name} must be one number or height and width, at least 1, got {value}")
+    def __post_init__(self) -> None:
+        _check(self, _COMMON_RULES)
+
+
+@dataclass
+class MaskedImageModelingArguments(CommonArguments):
+    """Options of `scripts/train_masked_image_modeling.py`.
+
+    Raises:
+        UserError: when an option's value is not allowed.
+    """
+
+    output_dir: str = _option("outputs/masked_image_modeling", "Folder for the model, the pictures and the results.")
+    mask_ratio: float | None = _option(None, "Share of the patches in the loss; that of the model when not given.")
+    mask_replace_probability: float | None = _option(None, "Share of those that is replaced by the mask token.")
+    mask_patch_size: int | None = _option(None, "Side of the squares hidden as a whole, in pixels; one patch if None.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, [(("mask_ratio",), *_IS_SHARE)])
+
+
+Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 
 class _OptionParser(OneLineErrors, HfArgumentParser):
@@ -138,9 +169,12 @@ def _as_command_line(path: Path, known: set[str]) -> list[str]:
 
 
 def parse_arguments(
-    argv: Sequence[str], default_config: Path, description: str | None = None
-) -> MaskedImageModelingArguments:
-    """The options of a YAML file (`--config`, or `default_config`), overridden by the other words of `argv`.
+    argv: Sequence[str],
+    default_config: Path,
+    description: str | None = None,
+    arguments_class: type[Arguments] = MaskedImageModelingArguments,
+) -> Arguments:
+    """A task's options: of a YAML file (`--config`, or `default_config`), overridden by the other words of `argv`.
 
     Raises:
         UserError: for an unreadable file, an unknown key in it, or a value that is not allowed.
@@ -149,9 +183,9 @@ def parse_arguments(
     config_parser = OneLineErrors(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, default=default_config)
     config, words = config_parser.parse_known_args(argv)
-    parser = _OptionParser(MaskedImageModelingArguments, description=description, allow_abbrev=False)
+    parser = _OptionParser(arguments_class, description=description, allow_abbrev=False)
     parser.add_argument("--config", help=f"YAML file with options, default: {default_config}")
-    known = {option.name for option in fields(MaskedImageModelingArguments)}
+    known = {option.name for option in fields(arguments_class)}
     overrides_parser = OneLineErrors(add_help=False, allow_abbrev=False)
     overrides_parser.add_argument("--config_overrides", action="append", default=[])
     overrides, words = overrides_parser.parse_known_args([*_as_command_line(config.config, known), *words])
@@ -159,4 +193,4 @@ def parse_arguments(
         words.append(f"--config_overrides={','.join(overrides.config_overrides)}")
     values = vars(parser.parse_args(words))
     values.pop("config")
-    return MaskedImageModelingArguments(**values)
+    return arguments_class(**values)

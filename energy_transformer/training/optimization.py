@@ -3,7 +3,7 @@
 import torch
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
-from .arguments import MaskedImageModelingArguments
+from .arguments import CommonArguments
 
 
 def is_decayed(name: str, parameter: torch.nn.Parameter) -> bool:
@@ -11,7 +11,7 @@ def is_decayed(name: str, parameter: torch.nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith(("_token", "position_embeddings", ".bq", ".bk"))
 
 
-def build_optimizer(model: torch.nn.Module, args: MaskedImageModelingArguments) -> torch.optim.AdamW:
+def build_optimizer(model: torch.nn.Module, args: CommonArguments) -> torch.optim.AdamW:
     """AdamW with one group of decayed parameters and one without."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
@@ -21,7 +21,7 @@ def build_optimizer(model: torch.nn.Module, args: MaskedImageModelingArguments) 
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
 
 
-def build_schedule(optimizer, args: MaskedImageModelingArguments, total_steps: int):
+def build_schedule(optimizer, args: CommonArguments, total_steps: int):
     """Linear warm-up, then half a cosine from `learning_rate` to `min_learning_rate`, in optimizer steps."""
     warmup = args.num_warmup_steps or round(args.warmup_ratio * total_steps)
     return get_cosine_with_min_lr_schedule_with_warmup(

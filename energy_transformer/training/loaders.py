@@ -1,0 +1,109 @@
+"""Where a run's batches come from. Images are uint8 until they are on the device."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader
+from transformers.image_processing_backends import PilBackend
+
+from ..data import ImageTensors, StepSampler
+from ..errors import UserError
+from .arguments import CommonArguments
+
+Batch = dict[str, torch.Tensor]
+
+
+class TrainLoader(Protocol):
+    """What the loop asks of a source of training batches.
+
+    Iterating yields this process's batches on its device, epoch after epoch without an end, from the position that
+    `state_dict` tells and `load_state_dict` sets: {"image": uint8 (B, C, H, W), "index": (B,)} and "label" (B,)
+    where there are labels. All processes and accumulated batches of a step together form its effective batch.
+    """
+
+    steps_per_epoch: int | None  # None when it is not known, as in a stream
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class MapTrainLoader:
+    """Batches of a dataset with random access, in the order of a [`StepSampler`]. Its position is a step alone, so
+    that it can be taken up by another number of processes."""
+
+    def __init__(self, images: ImageTensors, sampler: StepSampler, num_workers: int, device: torch.device):
+        self.images, self.sampler, self.device = images, sampler, device
+        self.steps_per_epoch: int | None = sampler.steps_per_epoch
+        self._loader = DataLoader(
+            images,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=images.collate,
+            pin_memory=device.type == "cuda",
+        )
+        self._batches = 0  # yielded so far; a loader with workers reads ahead of it
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            self._batches += 1
+            yield send_to_device(batch, self.device, non_blocking=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._batches // self.sampler.batches_per_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.step = state["step"]
+        self._batches = state["step"] * self.sampler.batches_per_step
+
+
+def build_train_loader(images: ImageTensors, args: CommonArguments, accelerator: Accelerator) -> TrainLoader:
+    """Raises:
+    UserError: when there are too few images for a step.
+    """
+    sampler = StepSampler(
+        len(images),
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    if not sampler.steps_per_epoch:
+        raise UserError(
+            f"per_device_train_batch_size is {sampler.batch_size}, which makes {sampler.images_per_step} images a step "
+            f"with {sampler.num_processes} process(es) and gradient_accumulation_steps={sampler.batches_per_step}, but "
+            f"there are only {len(images)} training images"
+        )
+    return MapTrainLoader(images, sampler, _workers(images, args), accelerator.device)
+
+
+def build_eval_loader(images: ImageTensors, args: CommonArguments) -> DataLoader:
+    """To be prepared by an `Accelerator`, which divides it."""
+    return DataLoader(
+        images,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=_workers(images, args),
+        collate_fn=images.collate,
+    )
+
+
+def _workers(images: ImageTensors, args: CommonArguments) -> int:
+    return 0 if images.in_memory else args.dataloader_num_workers
+
+
+def image_tensors(
+    splits: datasets.DatasetDict, image_column: str, label_column: str | None, processor: PilBackend
+) -> tuple[ImageTensors, ImageTensors]:
+    """The training and the held-out images."""
+    train, held_out = (
+        ImageTensors(splits[name], image_column, processor, label_column=label_column)
+        for name in ("train", "validation")
+    )
+    return train, held_out
