@@ -112,11 +112,30 @@ class CommonArguments:
     eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
     checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
     checkpoints_total_limit: int | None = _option(None, "Keep only so many of the newest saved states.")
-    resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
+    resume_from_checkpoint: str | None = _option(
+        None, "A saved state to go on from: 'latest', its folder, or USER/REPO[@REVISION]."
+    )
     num_visual_samples: int = _option(8, "Held-out images in the pictures.")
+
+    push_to_hub: bool = _option(False, "Push the run to the Hub, in the background.")
+    hub_model_id: str | None = _option(None, "Repository to push to, USER/REPO; named as output_dir when not given.")
+    hub_private_repo: bool = _option(False, "Make a new repository private.")
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Better not: others can see it in the list of processes. `hf auth login` or HF_TOKEN."},
+    )
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = _option(
+        "every_save", "Push at the end only, at each saved state too, or these with the state, to be resumed elsewhere."
+    )
+    license: str = _option("apache-2.0", "License of the weights in the model card, as the Hub writes it.")
 
     def __post_init__(self) -> None:
         _check(self, _COMMON_RULES)
+        if self.hub_model_id and not self.push_to_hub:
+            raise UserError("hub_model_id is where push_to_hub pushes: pass --push_to_hub too")
+        if self.push_to_hub and self.hub_strategy == "checkpoint" and not self.checkpointing_steps:
+            raise UserError("hub_strategy checkpoint pushes the saved states: pass --checkpointing_steps too")
 
 
 @dataclass
@@ -157,6 +176,8 @@ def _as_command_line(path: Path, known: set[str]) -> list[str]:
     unknown = sorted(str(name) for name in options if name not in known)
     if unknown:
         raise UserError(f"unknown option in {path}: {', '.join(unknown)} (--help lists every option)")
+    if options.get("hub_token") is not None:
+        raise UserError(f"hub_token in {path}: a recipe is no place for a token; use `hf auth login` or HF_TOKEN")
     words = []
     for name, value in options.items():
         if isinstance(value, dict):

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from ..errors import UserError
 from .arguments import CommonArguments
 from .loaders import TrainLoader
+from .publishing import pull_state
 
 _PROGRESS = "progress.json"
 _LOADER = "loader_{}.bin"
 _KEPT = ("seed", "dataset_name", "train_dir")
-_RUN_FILES = ("all_results.json", "config.json", "model.safetensors", "preprocessor_config.json")
+_RUN_FILES = ("README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json")
 
 
 def saved_states(output_dir: Path) -> list[Path]:
@@ -68,7 +69,7 @@ def _delete_run(folder: Path, pictures: Sequence[str]) -> None:
     """Delete what a run writes, and nothing else that may stand in the folder."""
     for name in [*_RUN_FILES, *(f"samples/{name}" for name in pictures)]:
         (folder / name).unlink(missing_ok=True)
-    for state in [*saved_states(folder), *folder.glob(".saving-*")]:
+    for state in [*saved_states(folder), *folder.glob(".saving-*"), *folder.glob(".pushing-*")]:
         shutil.rmtree(state)
 
 
@@ -82,6 +83,8 @@ def find_state(args: CommonArguments) -> Path | None:
         return None
     if args.resume_from_checkpoint != "latest":
         folder = Path(args.resume_from_checkpoint)
+        if not folder.exists():
+            folder = pull_state(args.resume_from_checkpoint)
         if not (folder / _PROGRESS).is_file():
             raise UserError(f"resume_from_checkpoint: {folder} is not a saved state (a folder checkpoint-STEP)")
         return folder

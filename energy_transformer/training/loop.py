@@ -30,11 +30,14 @@ from transformers.utils import ModelOutput
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import batch_slice, load_image_datasets
 from ..errors import UserError
+from ..hub.cards import write_card
 from ..image_processing import build_image_processor
 from .arguments import CommonArguments
-from .checkpoints import check_output_dir, find_state, load_state, prepare_output_dir, save_state
+from .checkpoints import check_output_dir, find_state, load_state, prepare_output_dir, save_state, saved_states
+from .hardware import device_name
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .optimization import build_optimizer, build_schedule
+from .publishing import Publisher, take_token
 
 logger = get_logger(__name__)
 _ADVICE = "try a smaller learning_rate, a smaller max_grad_norm or mixed_precision no"
@@ -66,6 +69,7 @@ class Training(ABC):
     pictures: ClassVar[tuple[str, ...]]  # the files of `save_pictures`
 
     def __init__(self, args: CommonArguments):
+        take_token(args)
         self.args = args
         self.config = self.build_config()
         state = find_state(args)
@@ -88,7 +92,10 @@ class Training(ABC):
             self.step = load_state(self.accelerator, args, state, self.images_per_step, self.train_loader)
         self.last_loss: float | None = None
         self.accelerator.wait_for_everyone()
+        self.publisher: Publisher | None = None
         if self.accelerator.is_main_process:
+            if args.push_to_hub:
+                self.publisher = Publisher(args)
             prepare_output_dir(args, self.pictures)
         self.accelerator.wait_for_everyone()
 
@@ -165,6 +172,8 @@ class Training(ABC):
             self._save_results(results)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.publisher:
+            print(f"on the Hub: {self.publisher.finish(self._newest_state())}")
         return results
 
     @property
@@ -187,6 +196,7 @@ class Training(ABC):
         with self.accelerator.main_process_first():
             splits, image_column, label_column = self.load_datasets()
             train_images, self.eval_images = image_tensors(splits, image_column, label_column, self.processor)
+        self.train_samples = len(train_images)
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
 
@@ -214,6 +224,7 @@ class Training(ABC):
             if self._is_due(self.args.checkpointing_steps):
                 self._check_loss(loss)
                 save_state(self.accelerator, self.args, self.step, self.images_per_step, self.train_loader)
+                self._publish_progress()
             if self._is_due(self.args.eval_steps) and self.step < self.total_steps:
                 results = self._evaluate()
                 if self.accelerator.is_main_process:
@@ -287,15 +298,25 @@ class Training(ABC):
             for path in Path(temporary).iterdir():
                 path.replace(folder / path.name)
 
+    def _publish_progress(self) -> None:
+        if self.publisher and self.publisher.during_training:
+            self._save_model()
+            self.publisher.push(f"Training in progress, step {self.step}", self._newest_state())
+
+    def _newest_state(self) -> Path | None:
+        return next(reversed(saved_states(Path(self.args.output_dir))), None)
+
     def _save_results(self, results: dict) -> None:
         folder = Path(self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
         self.save_pictures(model, folder / "samples")
         record = {
             **results,
+            "train_samples": self.train_samples,
             "num_parameters": model.num_parameters(),
             "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
+            "device_name": device_name(self.accelerator.device),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
@@ -304,3 +325,5 @@ class Training(ABC):
         temporary = folder / ".all_results.json"
         temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         temporary.replace(folder / "all_results.json")
+        repo_id = self.publisher.repo_id if self.publisher else None
+        write_card(folder, repo_id, self.args.license)
