@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
@@ -39,6 +40,12 @@ def assert_nowhere(secret, folder, *texts):
 def titles(hub):
     repository = hub.repository("alice/run")
     return [commit.title for commit in repository.history(repository.find("main"))]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.fixture
@@ -79,25 +86,28 @@ def test_from_one_machine_over_the_hub_to_another(hub, tmp_path, unbroken):
     assert_nowhere(hub.token, tmp_path / "second", resumed.stdout, resumed.stderr)
 
 
-def test_a_push_that_fails_does_not_end_the_run(hub, tmp_path):
+def test_a_push_that_fails_does_not_end_the_run(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.fail(COMMIT, method="POST", status=403, times=100)
     folder = tmp_path / "run"
-    done = train(hub.environment(tmp_path / "home", hub.token), folder, *PUSHING)
-    assert done.returncode == 2
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith(f"error: the run is complete and safe in {folder}, but not on the Hub: cannot push")
-    assert f"scripts/push_to_hub.py {folder} alice/run" in message and "Traceback" not in done.stderr
+    with pytest.raises(UserError) as error:
+        MaskedImageModelingTraining(options(*PUSHING, "--cpu", f"--output_dir={folder}")).run()
+    message = str(error.value)
+    assert message.startswith(
+        f"the run is complete and safe in {folder}, but not on the Hub: cannot push to 'alice/run'"
+    )
+    assert f"scripts/push_to_hub.py {folder} alice/run" in message and "\n" not in message
     assert json.loads((folder / "all_results.json").read_text())["train_steps"] == 6
     assert (folder / "model.safetensors").is_file() and (folder / "README.md").is_file()
     assert titles(hub) == ["initial commit"]
 
 
-def test_the_last_push_brings_what_an_earlier_one_could_not(hub, tmp_path):
+def test_the_last_push_brings_what_an_earlier_one_could_not(hub, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     hub.fail(COMMIT, method="POST", status=403)
-    done = train(hub.environment(tmp_path / "home", hub.token), tmp_path / "run", *PUSHING)
-    assert done.returncode == 0, done.stderr
-    assert "the run goes on, and its next push brings what is missing" in done.stderr
-    assert f"on the Hub: {hub.url}/alice/run/commit/" in done.stdout
+    MaskedImageModelingTraining(options(*PUSHING, "--cpu", f"--output_dir={tmp_path / 'run'}")).run()
+    assert "the run goes on, and its next push brings what is missing" in caplog.text
+    assert f"on the Hub: {hub.url}/alice/run/commit/" in capsys.readouterr().out
     assert titles(hub)[0] == "End of training"
     assert ModelCard(hub.head("alice/run").files["README.md"].content.decode()).data.pipeline_tag
 
