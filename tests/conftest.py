@@ -39,3 +39,11 @@ def hub(monkeypatch, tmp_path_factory):
     point_clients(monkeypatch, server, tmp_path_factory.mktemp("hf_home"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory):
+    """A dataset in the layout of uoft-cs/cifar10."""
+    from hub_server.cifar10 import write_cifar10
+
+    return write_cifar10(tmp_path_factory.mktemp("cifar10"))

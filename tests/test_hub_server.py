@@ -9,7 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_session
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -255,12 +255,18 @@ def test_what_is_not_allowed(hub, api, pushed):
     api.auth_check("alice/model", token=READER)
 
 
-def test_cards_are_checked(hub):
-    ModelCard("---\nlicense: mit\ntags: [a]\n---\n").validate()
+def test_cards_are_checked(hub, api, pushed):
+    def push_card(metadata):
+        card = f"---\n{metadata}\n---\n".encode()
+        return api.upload_file(repo_id="alice/model", path_in_repo="README.md", path_or_fileobj=card)
+
+    push_card("license: mit\ntags: [a]")
     mistakes = {"license: none-such": "license", "tags: [1]": "tags", "model-index: [1]": "model-index", "a: [": "YAML"}
     for metadata, name in mistakes.items():
-        with pytest.raises(ValueError, match=name):
-            ModelCard.validate(f"---\n{metadata}\n---\n", "model")
+        with pytest.raises(ValueError, match=rf"Invalid metadata in README[\s\S]*{name}"):
+            push_card(metadata)
+    with pytest.warns(UserWarning, match="not in the official list"):
+        push_card("pipeline_tag: none-such")
 
 
 def test_transformers_pushes_and_pulls(hub, api, small_model, tmp_path):

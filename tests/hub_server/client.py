@@ -36,7 +36,7 @@ def point_clients(monkeypatch, server: HubServer, home: Path, token: str | None 
             "HF_HUB_OFFLINE": False,
         },
         hf_api.api: {"endpoint": url},
-        transformers.utils.hub: {"HF_MODULES_CACHE": str(home / "modules")},
+        transformers.utils.hub: {"HF_MODULES_CACHE": str(home / "modules"), "_hf_api": None},
         transformers.dynamic_module_utils: {"HF_MODULES_CACHE": str(home / "modules")},
         datasets.config: {
             "HF_ENDPOINT": url,

@@ -98,7 +98,8 @@ class _Listener(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        host = "localhost" if self.storage else "127.0.0.1"  # clients tell hosts apart by name, not by port
+        return f"http://{host}:{self.server_port}"
 
     def handle_error(self, request, client_address) -> None:
         """A client that goes away is no error of the server; anything else is printed."""
@@ -115,7 +116,7 @@ def _error_answer(fault: Fault) -> Response:
 
 
 class HubServer:
-    """A running Hub, empty but for its users. Large files lie on a second port, as on the Hub's storage.
+    """A running Hub, empty but for its users. Large files lie on a second host, as with the Hub.
 
     `requests` is the log of all that was asked, in order. Tests change the state directly (`hub.users`,
     `hub.repositories`) or through the methods below.
@@ -150,7 +151,7 @@ class HubServer:
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
         return environment | ({"HF_TOKEN": token} if token else {})
 
