@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
 
     require_repo_id(args.repo_id)
     check_finished(args.output_dir)
-    state = newest_state(args.output_dir) if args.checkpoint else None
+    state = state_to_push(args.output_dir) if args.checkpoint else None
     if args.dry_run:
         list_files(files_to_push(args.output_dir, state), args.repo_id)
         return
@@ -57,13 +57,13 @@ def main(argv: list[str]) -> None:
     print(f"pushed: {address}")
 
 
-def newest_state(output_dir: Path) -> Path:
-    from energy_transformer.training.checkpoints import saved_states
+def state_to_push(output_dir: Path) -> Path:
+    from energy_transformer.training.checkpoints import newest_state
 
-    states = saved_states(output_dir)
-    if not states:
+    state = newest_state(output_dir)
+    if state is None:
         raise UserError(f"checkpoint: there is no saved state in {output_dir}")
-    return states[-1]
+    return state
 
 
 def list_files(files: dict[str, Path], repo_id: str) -> None:

@@ -10,9 +10,8 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "dem
 def main(argv: list[str]) -> None:
     from energy_transformer.training.arguments import MaskedImageModelingArguments, parse_arguments
 
-    args: MaskedImageModelingArguments = parse_arguments(
-        argv, DEFAULT_CONFIG, __doc__
-    )  # tells a mistake before the slow import
+    # a mistake is told before the slow import
+    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__, MaskedImageModelingArguments)
     from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 
     training = MaskedImageModelingTraining(args)
@@ -20,6 +19,10 @@ def main(argv: list[str]) -> None:
     if training.accelerator.is_main_process:
         print(f"model:    {args.output_dir}")
         print(f"pictures: {Path(args.output_dir) / 'samples'}")
+        print(
+            f"training: {results['train_steps']} steps, {results['train_samples_per_second']:.0f} images/s, "
+            f"{results['train_data_wait_share']:.1%} of the time waiting for data"
+        )
         print("held-out mean squared error over the hidden pixels, in units of [0, 1]:")
         print(f"  model              {results['eval_masked_mse']:.5f}")
         print(f"  mean colour        {results['eval_mean_color_mse']:.5f}")

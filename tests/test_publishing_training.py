@@ -67,7 +67,7 @@ def test_from_one_machine_over_the_hub_to_another(hub, tmp_path, unbroken):
     files = repository.find("main").files
     for name in ("model.safetensors", "all_results.json", "README.md", "samples/energy.png", "energies.py"):
         assert files[name].content == (first / name).read_bytes()
-    assert json.loads(files["last-checkpoint/progress.json"].content)["step"] == 6
+    assert json.loads(files["last-checkpoint/manifest.json"].content)["step"] == 6
     assert not any(name.startswith(("checkpoint-", ".")) for name in files.keys() - {".gitattributes"})
     assert not list(first.glob(".pushing-*"))
     assert_nowhere(hub.token, first, done.stdout, done.stderr)

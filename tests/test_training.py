@@ -115,7 +115,7 @@ def test_the_printed_error_is_that_of_the_saved_model(finished):
 
 def test_same_seed_same_numbers_to_the_last_digit(tmp_path):
     first, second = train(tmp_path / "a"), train(tmp_path / "b")
-    timed = {"train_seconds", "train_samples_per_second"}
+    timed = {"train_seconds", "train_samples_per_second", "train_data_wait_share"}
     assert {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
     assert_same_weights(tmp_path / "a", tmp_path / "b")
     other = train(tmp_path / "c", "--seed=1")
@@ -146,8 +146,8 @@ def test_saved_states_are_limited_and_the_latest_is_taken(tmp_path):
     ("words", "message"),
     [
         (["--seed=1"], "was saved with seed=0, got 1"),
-        (["--per_device_train_batch_size=8"], "was saved with 16 images a step, got 8"),
-        (["--config_overrides=hidden_size=32"], "checkpoint-2 is damaged or of another model"),
+        (["--per_device_train_batch_size=8"], "was saved with images_per_step=16, got 8"),
+        (["--config_overrides=hidden_size=32"], "checkpoint-2 is of another model"),
     ],
 )
 def test_a_state_of_another_run_is_refused(tmp_path, words, message):
@@ -161,7 +161,7 @@ def test_a_damaged_state_is_refused(tmp_path):
     train(tmp_path, "--checkpointing_steps=2", "--max_train_steps=2")
     damaged = tmp_path / "checkpoint-2" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(UserError, match="checkpoint-2 is damaged"):
+    with pytest.raises(UserError, match=r"every saved state in .* is damaged: checkpoint-2"):
         train(tmp_path, "--resume_from_checkpoint=latest")
 
 
@@ -225,7 +225,6 @@ def test_another_run_is_not_overwritten_unless_asked(tmp_path):
             ["--per_device_train_batch_size=65"],
             "per_device_train_batch_size is 65, which makes 65 .* only 64 training",
         ),
-        (["--resume_from_checkpoint=latest"], "there is no saved state in"),
         (["--resume_from_checkpoint=nowhere"], "nowhere is not a saved state"),
         (["--train_dir=nowhere"], "train_dir: there is no file or folder nowhere"),
     ],

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from training_runs import DEMO, TINY, finish, launcher, losses, train, weights
 
 from energy_transformer.data import StepSampler, batch_slice
+from energy_transformer.training.arguments import parse_arguments
+from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 
 
 def steps(batch_size, batches_per_step, num_processes, count=7, first=0):
@@ -37,3 +40,70 @@ def test_each_epoch_is_a_permutation_of_its_own():
     assert sorted(order[:50]) == sorted(order[50:]) == list(range(50))
     assert order[:50] != order[50:]
     assert torch.tensor(order[:50]).diff().abs().float().mean() > 8, "shuffled"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One process with all images of a step, and masks that differ in number between the images."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, *MASKS)
+    return folder
+
+
+MASKS = ["--mask_ratio=0.4", "--max_train_steps=12", "--seed=3", "--ema_decay=0.9"]
+
+
+def assert_same_run(first, second):
+    assert losses(first).keys() == losses(second).keys() == set(range(1, 13))
+    for step, loss in losses(first).items():
+        assert losses(second)[step] == pytest.approx(loss, rel=2e-5), step
+    one, other = weights(first), weights(second)
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_accumulated_batches_are_one_step(whole, tmp_path):
+    train(tmp_path, *MASKS, "--per_device_train_batch_size=4", "--gradient_accumulation_steps=2")
+    assert_same_run(whole, tmp_path)
+
+
+def test_two_processes_are_one_step(whole, tmp_path):
+    done = finish(launcher("multi_cpu", tmp_path, *MASKS, "--per_device_train_batch_size=4"))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, tmp_path)
+
+
+def test_masks_of_different_number_weigh_each_batch(tmp_path):
+    """A batch of few masked patches counts for less than one of many."""
+
+    class Uneven(MaskedImageModelingTraining):
+        def draw(self, num_images, generator):
+            draws = super().draw(num_images, generator)
+            few = torch.arange(num_images)[:, None] < num_images // 2
+            masked = draws["masked"] & ~(few & (torch.arange(64) > 9))
+            return {**draws, "masked": masked, "corrupted": masked}
+
+    for name, words in (("one", ()), ("two", ("--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"))):
+        args = [*TINY, *MASKS, f"--output_dir={tmp_path / name}", *words]
+        Uneven(parse_arguments(args, DEMO)).run()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_state_is_taken_up_by_another_division(whole, tmp_path):
+    train(tmp_path, *MASKS, "--checkpointing_steps=5", "--max_train_steps=12")
+    words = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=4"]
+    train(tmp_path, *MASKS, *words, f"--resume_from_checkpoint={tmp_path / 'checkpoint-5'}")
+    assert_same_run(whole, tmp_path)
+
+
+def test_fully_sharded_processes_are_one_step(tmp_path):
+    words = [word for word in MASKS if "ema" not in word]
+    train(tmp_path / "one", *words)
+    states = ["--checkpointing_steps=5", "--per_device_train_batch_size=4"]
+    done = finish(launcher("fsdp", tmp_path / "two", *words, *states))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    again = [*words, *states, f"--resume_from_checkpoint={tmp_path / 'two' / 'checkpoint-5'}"]
+    done = finish(launcher("fsdp", tmp_path / "two", *again))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two")

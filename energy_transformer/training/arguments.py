@@ -40,11 +40,15 @@ _COMMON_RULES: list[_Rule] = [
             "max_train_steps",
             "checkpoints_total_limit",
             "num_visual_samples",
+            "logging_steps",
+            "sample_steps",
         ),
         lambda value: value >= 1,
         "be at least 1",
     ),
     (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    (("ema_decay",), *_IS_SHARE),
+    (("layer_decay",), lambda value: 0 < value <= 1, "lie in (0, 1]"),
     (("seed",), lambda value: value < 2**32, "be below 2**32"),
     (("learning_rate", "num_train_epochs", "max_grad_norm"), lambda value: value > 0, "be greater than 0"),
     (
@@ -107,14 +111,24 @@ class CommonArguments:
     max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
     cpu: bool = _option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
+    compile: bool = _option(False, "Compile the model with torch.compile.")
+    tf32: bool = _option(False, "Let matrix products of float32 use TF32 on a GPU that has it.")
+    gradient_checkpointing: bool = _option(False, "Compute each descent step again in the backward pass: less memory.")
+    layer_decay: float = _option(1.0, "Scale the learning rate by this for each layer below the head.")
+    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
     horizontal_flip: bool = _option(True, "Flip half of the training images.")
 
     eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
     checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
-    checkpoints_total_limit: int | None = _option(None, "Keep only so many of the newest saved states.")
+    checkpoints_total_limit: int | None = _option(None, "Keep so many saved states; never the newest or best deleted.")
+    load_best_model_at_end: bool = _option(False, "Evaluate and save the saved state with the best held-out figure.")
     resume_from_checkpoint: str | None = _option(
         None, "A saved state to go on from: 'latest', its folder, or USER/REPO[@REVISION]."
     )
+    logging_steps: int = _option(20, "Report loss, rate, energies and speed every N steps.")
+    sample_steps: int | None = _option(None, "Write the pictures into samples/step-STEP every N steps.")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = _option(None, "Tracker for the reports.")
+    with_tracking: bool = _option(False, "The same as report_to tensorboard, where that is not given.")
     num_visual_samples: int = _option(8, "Held-out images in the pictures.")
 
     push_to_hub: bool = _option(False, "Push the run to the Hub, in the background.")
@@ -136,6 +150,10 @@ class CommonArguments:
             raise UserError("hub_model_id is where push_to_hub pushes: pass --push_to_hub too")
         if self.push_to_hub and self.hub_strategy == "checkpoint" and not self.checkpointing_steps:
             raise UserError("hub_strategy checkpoint pushes the saved states: pass --checkpointing_steps too")
+        if self.load_best_model_at_end and not (self.eval_steps and self.checkpointing_steps):
+            raise UserError(
+                "load_best_model_at_end needs eval_steps and checkpointing_steps: it takes the best of both"
+            )
 
 
 @dataclass

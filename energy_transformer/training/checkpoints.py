@@ -1,161 +1,303 @@
-"""The folder of a run: what is in it, saved states and going on from one."""
+"""Saved states of a run: `checkpoint-STEP` folders that are complete, verified when read, and kept within a limit.
 
+A state is written under a temporary name, with a manifest of the size and SHA-256 of each file, synced to the disk
+and moved into place. All processes must see the same output folder.
+"""
+
+import contextlib
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from .arguments import CommonArguments
 from .loaders import TrainLoader
 from .publishing import pull_state
 
-_PROGRESS = "progress.json"
+logger = get_logger(__name__)
+MANIFEST = "manifest.json"
+BEST = "best.json"
 _LOADER = "loader_{}.bin"
-_KEPT = ("seed", "dataset_name", "train_dir")
-_RUN_FILES = ("README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json")
 
 
-def saved_states(output_dir: Path) -> list[Path]:
-    """The complete `checkpoint-STEP` folders, oldest first."""
-    states = [path.parent for path in output_dir.glob(f"checkpoint-*/{_PROGRESS}") if _step(path.parent) is not None]
-    return sorted(states, key=lambda path: _step(path) or 0)
+@dataclass
+class SavedState:
+    """A folder whose manifest could be read.
 
-
-def _step(folder: Path) -> int | None:
-    suffix = folder.name.removeprefix("checkpoint-")
-    return int(suffix) if suffix.isdigit() else None
-
-
-def check_output_dir(args: CommonArguments) -> None:
-    """See that no other run is lost in the folder.
-
-    Raises:
-        UserError: when it is a file, or not empty while the run is neither resumed nor told to overwrite.
+    Attributes:
+        written: a count that orders the states by when they were written, which their steps do not where a run went
+            on from an earlier one.
+        metric: the held-out figure at that step, None where it was not measured.
+        run: what a run must share with that of the state to go on from it.
+        files: size and SHA-256 of each file.
     """
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {folder} is a file, not a folder")
-    may_write = args.resume_from_checkpoint or args.overwrite_output_dir
-    if folder.exists() and any(folder.iterdir()) and not may_write:
-        raise UserError(
-            f"output_dir {folder} already holds files of another run: choose another folder, "
-            "or pass --overwrite_output_dir or --resume_from_checkpoint latest"
-        )
 
+    folder: Path
+    step: int
+    written: int
+    num_processes: int
+    metric: float | None
+    run: dict[str, Any]
+    run_id: str
+    files: dict[str, dict[str, Any]] = field(repr=False)
 
-def prepare_output_dir(args: CommonArguments, pictures: Sequence[str]) -> None:
-    """Make the folder of the run; without the files of an earlier one, unless it is resumed.
-
-    `pictures` are names of files in its folder `samples`.
-
-    Raises:
-        UserError: when the folder cannot be written.
-    """
-    folder = Path(args.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not args.resume_from_checkpoint:
-            _delete_run(folder, pictures)
-    except OSError as error:
-        raise UserError(f"output_dir {folder} cannot be written: {error.strerror}") from error
-
-
-def _delete_run(folder: Path, pictures: Sequence[str]) -> None:
-    """Delete what a run writes, and nothing else that may stand in the folder."""
-    for name in [*_RUN_FILES, *(f"samples/{name}" for name in pictures)]:
-        (folder / name).unlink(missing_ok=True)
-    for state in [*saved_states(folder), *folder.glob(".saving-*"), *folder.glob(".pushing-*")]:
-        shutil.rmtree(state)
-
-
-def find_state(args: CommonArguments) -> Path | None:
-    """The saved state to go on from, None for a new run.
-
-    Raises:
-        UserError: when there is no such state.
-    """
-    if not args.resume_from_checkpoint:
-        return None
-    if args.resume_from_checkpoint != "latest":
-        folder = Path(args.resume_from_checkpoint)
-        if not folder.exists():
-            folder = pull_state(args.resume_from_checkpoint)
-        if not (folder / _PROGRESS).is_file():
-            raise UserError(f"resume_from_checkpoint: {folder} is not a saved state (a folder checkpoint-STEP)")
-        return folder
-    states = saved_states(Path(args.output_dir))
-    if not states:
-        raise UserError(f"resume_from_checkpoint: there is no saved state in {args.output_dir}")
-    return states[-1]
-
-
-def save_state(
-    accelerator: Accelerator, args: CommonArguments, step: int, images_per_step: int, loader: TrainLoader
-) -> None:
-    """Write `checkpoint-STEP` under a temporary name and move it into place; then delete the oldest ones."""
-    folder = Path(args.output_dir)
-    temporary, final = folder / f".saving-{step}", folder / f"checkpoint-{step}"
-    if accelerator.is_main_process and temporary.exists():
-        shutil.rmtree(temporary)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    torch.save(loader.state_dict(), temporary / _LOADER.format(accelerator.process_index))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        kept = {name: getattr(args, name) for name in _KEPT}
-        progress = {
-            "step": step,
-            "images_per_step": images_per_step,
-            "num_processes": accelerator.num_processes,
-            **kept,
-        }
-        (temporary / _PROGRESS).write_text(json.dumps(progress))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        if args.checkpoints_total_limit:
-            for old in saved_states(folder)[: -args.checkpoints_total_limit]:
-                shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def load_state(
-    accelerator: Accelerator, args: CommonArguments, state: Path, images_per_step: int, loader: TrainLoader
-) -> int:
-    """Restore a saved state; returns the optimizer steps it had done.
-
-    The number of processes may be another than that which saved it, if the images of a step are as many and the
-    loader can take its place up.
-
-    Raises:
-        UserError: when it is damaged, or of a run with other data, another model, seed or batch.
-    """
-    try:
-        progress = json.loads((state / _PROGRESS).read_text())
-        _check_same_run(args, state, progress, images_per_step)
-        accelerator.load_state(str(state))
-        process = min(accelerator.process_index, progress["num_processes"] - 1)
-        loader.load_state_dict(torch.load(state / _LOADER.format(process), weights_only=True))
-    except (OSError, RuntimeError, KeyError, EOFError, json.JSONDecodeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"resume_from_checkpoint: {state} is damaged or of another model: {reason}") from error
-    accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
-    return progress["step"]
-
-
-def _check_same_run(args: CommonArguments, state: Path, progress: dict, images_per_step: int) -> None:
-    for name in _KEPT:
-        if progress[name] != getattr(args, name):
+    @classmethod
+    def read(cls, folder: Path) -> "SavedState":
+        """Raises:
+        UserError: when there is no manifest, or it is damaged.
+        """
+        try:
+            return cls(folder, **json.loads((folder / MANIFEST).read_text()))
+        except FileNotFoundError as error:
             raise UserError(
-                f"resume_from_checkpoint: {state} was saved with {name}={progress[name]}, got {getattr(args, name)}"
-            )
-    if progress["images_per_step"] != images_per_step:
-        raise UserError(
-            f"resume_from_checkpoint: {state} was saved with {progress['images_per_step']} images a step, got "
-            f"{images_per_step}: per_device_train_batch_size x processes x gradient_accumulation_steps must stay"
-        )
+                f"{folder} is not a saved state (a folder checkpoint-STEP): it has no {MANIFEST}"
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{folder} is damaged: {MANIFEST} cannot be read") from error
+
+    def verify(self) -> None:
+        """Raises:
+        UserError: when a file is missing or has other bytes than were written.
+        """
+        for name, expected in self.files.items():
+            path = self.folder / name
+            try:
+                size = path.stat().st_size
+                if size != expected["size"]:
+                    raise UserError(f"{self.folder} is damaged: {name} has {size} of {expected['size']} bytes")
+                if _sha256(path) != expected["sha256"]:
+                    raise UserError(f"{self.folder} is damaged: {name} has other bytes than were written")
+            except OSError as error:
+                raise UserError(f"{self.folder} is damaged: {name}: {error.strerror}") from error
+
+
+def state_folders(output_dir: Path) -> list[Path]:
+    return [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+
+
+def _saved_states(output_dir: Path, warn: bool = False) -> list[SavedState]:
+    """Those with a manifest, in the order in which they were written."""
+    states = []
+    for folder in state_folders(output_dir):
+        try:
+            states.append(SavedState.read(folder))
+        except UserError as error:
+            if warn:
+                logger.warning(f"passed over: {error}")
+    return sorted(states, key=lambda state: state.written)
+
+
+def newest_state(output_dir: Path) -> Path | None:
+    """The folder that was written last, None where there is none."""
+    states = _saved_states(output_dir)
+    return states[-1].folder if states else None
+
+
+def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedState | None:
+    """The saved state to go on from, verified; None for a new run, also where `latest` finds no state at all.
+
+    Raises:
+        UserError: when the state that is named is none or is damaged, or all states are damaged.
+    """
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint != "latest":
+        try:
+            folder = Path(resume_from_checkpoint)
+            state = SavedState.read(folder if folder.exists() else pull_state(resume_from_checkpoint))
+            state.verify()
+        except UserError as error:
+            raise UserError(f"resume_from_checkpoint: {error}") from error
+        return state
+    for state in reversed(_saved_states(output_dir, warn=True)):
+        try:
+            state.verify()
+        except UserError as error:
+            logger.warning(f"passed over: {error}")
+        else:
+            return state
+    if damaged := state_folders(output_dir):
+        names = ", ".join(sorted(folder.name for folder in damaged))
+        raise UserError(f"resume_from_checkpoint: every saved state in {output_dir} is damaged: {names}")
+    return None
+
+
+def best_state(output_dir: Path, minimize: bool) -> SavedState | None:
+    """That of the least, or else the greatest, `metric`."""
+    measured = [(state.metric, state) for state in _saved_states(output_dir) if state.metric is not None]
+    choose = min if minimize else max
+    return choose(measured, key=lambda pair: pair[0])[1] if measured else None
+
+
+class Checkpoints:
+    """Writes and reads the saved states of one run.
+
+    Args:
+        run: what must be the same in a run that goes on from a state.
+        limit: keep only so many, of which the newest and the best are never deleted.
+        minimize: whether the best has the least `metric`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        loader: TrainLoader,
+        run: dict[str, Any],
+        run_id: str,
+        limit: int | None,
+        minimize: bool,
+    ):
+        self.accelerator, self.output_dir, self.loader = accelerator, output_dir, loader
+        self.run, self.run_id, self.limit, self.minimize = run, run_id, limit, minimize
+
+    def save(self, step: int, metric: float | None = None) -> bool:
+        """Write `checkpoint-STEP`. Where that fails, as on a full disk, warns, leaves nothing half and is False."""
+        temporary = self.output_dir / f".saving-{step}"
+        failure = None
+        try:
+            with self._together(temporary):
+                self.accelerator.save_state(str(temporary))
+                torch.save(self.loader.state_dict(), temporary / _LOADER.format(self.accelerator.process_index))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failure = _write_failure(error)
+        if not self._failed_anywhere(failure) and self.accelerator.is_main_process:
+            try:
+                self._finish(temporary, step, metric)
+            except OSError as error:
+                failure = _write_failure(error)
+        if not self._failed_anywhere(failure):
+            return True
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = failure or "another process could not write"
+            logger.warning(f"step {step}: the state could not be saved, the last good one is kept: {reason}")
+        self.accelerator.wait_for_everyone()
+        return False
+
+    @contextlib.contextmanager
+    def _together(self, temporary: Path) -> Iterator[None]:
+        """The main process makes the folder before the others write into it."""
+        try:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+        finally:
+            self.accelerator.wait_for_everyone()
+        yield
+
+    def _failed_anywhere(self, failure: str | None) -> bool:
+        flag = torch.tensor(float(failure is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
+    def _finish(self, temporary: Path, step: int, metric: float | None) -> None:
+        """Add the manifest, move into place, and delete the oldest states beyond the limit."""
+        states = _saved_states(self.output_dir)
+        manifest = {
+            "step": step,
+            "written": 1 + max((state.written for state in states), default=0),
+            "num_processes": self.accelerator.num_processes,
+            "metric": metric,
+            "run": self.run,
+            "run_id": self.run_id,
+            "files": {
+                str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            },
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        final = self.output_dir / f"checkpoint-{step}"
+        if final.exists():
+            _delete(final, temporary.rename, final)
+        else:
+            temporary.rename(final)
+        _sync(self.output_dir)
+        self._rotate(final)
+
+    def _rotate(self, newest: Path) -> None:
+        best = best_state(self.output_dir, self.minimize)
+        if best is not None:
+            write_json(self.output_dir / BEST, {"checkpoint": best.folder.name, "metric": best.metric})
+        if self.limit is None:
+            return
+        states = _saved_states(self.output_dir)
+        kept = {newest} | ({best.folder} if best else set())
+        excess = len(states) - self.limit
+        for state in [state for state in states if state.folder not in kept][: max(excess, 0)]:
+            _delete(state.folder)
+
+    def load(self, state: SavedState) -> int:
+        """Restore a state; returns the optimizer steps it had done.
+
+        The number of processes may be another, if the images of a step are as many and the loader can take its place
+        up.
+
+        Raises:
+            UserError: when it is of a run with other data, another model, seed or batch.
+        """
+        for name, value in state.run.items():
+            if value != self.run.get(name):
+                raise UserError(
+                    f"resume_from_checkpoint: {state.folder} was saved with {name}={value}, got {self.run.get(name)}"
+                )
+        try:
+            self.accelerator.load_state(str(state.folder))
+            process = min(self.accelerator.process_index, state.num_processes - 1)
+            self.loader.load_state_dict(torch.load(state.folder / _LOADER.format(process), weights_only=True))
+        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"resume_from_checkpoint: {state.folder} is of another model or run: {reason}") from error
+        self.accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
+        return state.step
+
+
+def _write_failure(error: Exception) -> str:
+    """The reason in one line; an error that is not about writing is raised again."""
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+        raise error
+    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete(folder: Path, between=None, *args) -> None:
+    """Take the folder out of sight at once, then delete it, so that no half of it is ever found."""
+    hidden = folder.with_name(f".deleting-{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    if between is not None:
+        between(*args)
+    shutil.rmtree(hidden)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under a temporary name and move into place."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)

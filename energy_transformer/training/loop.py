@@ -5,14 +5,16 @@ that of `data.StepSampler`, and the random numbers of a step are drawn for all i
 that the seed and the step determine; each batch takes its slice of both.
 """
 
-import json
+import copy
 import math
 import os
 import platform
+import signal
 import tempfile
-import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +25,9 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed, tqdm
+from accelerate.utils import DistributedType, set_seed, tqdm
+from safetensors import SafetensorError
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -33,10 +37,13 @@ from ..errors import UserError
 from ..hub.cards import write_card
 from ..image_processing import build_image_processor
 from .arguments import CommonArguments
-from .checkpoints import check_output_dir, find_state, load_state, prepare_output_dir, save_state, saved_states
+from .checkpoints import Checkpoints, best_state, find_state, newest_state, write_json
 from .hardware import device_name
+from .interruption import Interruption
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
+from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
+from .output_folder import check_output_dir, prepare_output_dir
 from .publishing import Publisher, take_token
 
 logger = get_logger(__name__)
@@ -67,37 +74,54 @@ class Training(ABC):
     """
 
     pictures: ClassVar[tuple[str, ...]]  # the files of `save_pictures`
+    metric: ClassVar[str]  # the figure of `evaluate` that tells the best of the saved states
+    minimize: ClassVar[bool] = True  # whether it is the least
 
     def __init__(self, args: CommonArguments):
         take_token(args)
         self.args = args
         self.config = self.build_config()
-        state = find_state(args)
-        check_output_dir(args)
+        self.folder = Path(args.output_dir)
         self.accelerator = Accelerator(
             cpu=args.cpu,
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=tracker_name(args),
+            project_dir=self.folder / "runs",
         )
+        state = find_state(self.folder, args.resume_from_checkpoint)
+        check_output_dir(args, state)
         self._check_launch()
+        self.publisher: Publisher | None = None
+        if args.push_to_hub and self.accelerator.is_main_process:
+            self.publisher = Publisher(args)
         set_seed(args.seed)
         self._build_data()
-        model = self.build_model()
-        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
         self.total_steps = self._count_steps()
-        self.schedule = build_schedule(self.optimizer, args, self.total_steps)
-        self.accelerator.register_for_checkpointing(self.schedule)
-        self.step = 0
-        if state:
-            self.step = load_state(self.accelerator, args, state, self.images_per_step, self.train_loader)
+        self._build_model()
+        self.timer, self.grad_norm = StepTimer(), None
         self.last_loss: float | None = None
+        self.checkpoints = Checkpoints(
+            self.accelerator,
+            self.folder,
+            self.train_loader,
+            run={
+                "seed": args.seed,
+                "dataset_name": args.dataset_name,
+                "train_dir": args.train_dir,
+                "images_per_step": self.images_per_step,
+            },
+            run_id=state.run_id if state else uuid.uuid4().hex[:8],
+            limit=args.checkpoints_total_limit,
+            minimize=self.minimize,
+        )
+        self.step = self.checkpoints.load(state) if state else 0
         self.accelerator.wait_for_everyone()
-        self.publisher: Publisher | None = None
         if self.accelerator.is_main_process:
-            if args.push_to_hub:
-                self.publisher = Publisher(args)
-            prepare_output_dir(args, self.pictures)
+            prepare_output_dir(self.folder, bool(state), self.pictures)
         self.accelerator.wait_for_everyone()
+        start_tracker(self.accelerator, args, self.checkpoints.run_id, self.step)
+        self.log = TrainingLog(self.accelerator, self.folder, self.step)
 
     # What a task adds
 
@@ -156,24 +180,40 @@ class Training(ABC):
     # The run
 
     def run(self) -> dict[str, float | None]:
-        """Train, evaluate, save. Returns what stands in `all_results.json`."""
-        first_step, seconds = self.step, self._train()
+        """Train, evaluate, save. Returns what stands in `all_results.json`.
+
+        Raises:
+            UserError: when a loss or a figure is not finite, or the model cannot be written.
+            SystemExit: 143 after SIGTERM and 130 after SIGINT, when the step is done and its state saved.
+        """
+        first_step = self.step
+        with Interruption(self.accelerator) as interruption:
+            self._train(interruption)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self._save_model()
-        results = {
-            **self._evaluate(),
-            "train_loss": self.last_loss,
-            "train_steps": self.step,
-            "train_seconds": seconds,
-            "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
-        }
-        if self.accelerator.is_main_process:
-            self._save_results(results)
+        if self.args.load_best_model_at_end and (best := best_state(self.folder, self.minimize)):
+            logger.info(f"the best state is {best.folder.name}")
+            self.checkpoints.load(best)
+        seconds = self.timer.seconds
+        with self._evaluated_weights():
+            results: dict[str, float | None] = {
+                **self._evaluate(),
+                "train_loss": self.last_loss,
+                "train_steps": self.step,
+                "train_seconds": seconds,
+                "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
+                "train_data_wait_share": self.timer.data_share,
+            }
+            try:
+                self._save_model()
+                if self.accelerator.is_main_process:
+                    self._save_results(results)
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                raise UserError(f"output_dir {self.folder}: the model could not be written: {reason}") from error
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if self.publisher:
-            print(f"on the Hub: {self.publisher.finish(self._newest_state())}")
+            print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
         return results
 
     @property
@@ -190,6 +230,36 @@ class Training(ABC):
                 "`accelerate launch --cpu` starts one process, however many are asked for: "
                 "for more, see configuration/accelerate/multi_cpu.yaml"
             )
+
+        if self.args.tf32 and accelerator.device.type != "cuda":
+            raise UserError("tf32 needs an NVIDIA GPU")
+        if self._is_sharded and (self.args.ema_decay or self.args.sample_steps):
+            raise UserError(
+                "ema_decay and sample_steps need the whole model on each process: not with FSDP or DeepSpeed"
+            )
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.args.tf32
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it does not see our loader
+            config = accelerator.state.deepspeed_plugin.deepspeed_config
+            config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def _build_model(self) -> None:
+        args, model = self.args, self.build_model()
+        self.average = None
+        if args.ema_decay is not None:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+            self.average = average.to(self.accelerator.device).requires_grad_(False)
+            self.accelerator.register_for_checkpointing(self.average)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if args.compile:
+            model.compile()
+        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
+        self.schedule = build_schedule(self.optimizer, args, self.total_steps)
+        self.accelerator.register_for_checkpointing(self.schedule)
 
     def _build_data(self) -> None:
         self.processor = build_image_processor(self.config.image_height_width, self.config.num_channels)
@@ -211,38 +281,70 @@ class Training(ABC):
             return args.max_train_steps
         return args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
 
-    def _train(self) -> float:
-        started, first_step = time.perf_counter(), self.step
+    def _train(self, interruption: Interruption) -> None:
+        args = self.args
         progress = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
         batches = iter(self.train_loader)
+        reported = copy.copy(self.timer)
         while self.step < self.total_steps:
-            loss = self._optimizer_step(batches)
+            is_last = self.step + 1 == self.total_steps
+            with_energies = is_last or (self.step + 1) % args.logging_steps == 0
+            with self.timer.step():
+                loss, energies = self._optimizer_step(batches, with_energies)
             self.step += 1
             progress.update()
-            if self.step % 20 == 0 or self.step == self.total_steps:
-                self._report(progress, loss, (self.step - first_step) / (time.perf_counter() - started))
-            if self._is_due(self.args.checkpointing_steps):
-                self._check_loss(loss)
-                save_state(self.accelerator, self.args, self.step, self.images_per_step, self.train_loader)
-                self._publish_progress()
-            if self._is_due(self.args.eval_steps) and self.step < self.total_steps:
-                results = self._evaluate()
-                if self.accelerator.is_main_process:
-                    progress.write(f"step {self.step}: {self.describe(results)}")
+            if with_energies:
+                self._report(progress, loss, energies, self.timer.figures(reported, self.images_per_step))
+                reported = copy.copy(self.timer)
+            metric = None
+            if self._is_due(args.eval_steps) and not is_last:
+                metric = self._evaluate_midway(progress)
+            if args.sample_steps and self.step % args.sample_steps == 0:
+                self._save_samples()
+            signal_number = interruption.agreed()
+            if self._is_due(args.checkpointing_steps) or signal_number:
+                self._check_finite(loss)
+                if self.checkpoints.save(self.step, metric):
+                    self._publish_progress()
+            if signal_number:
+                self._leave(progress, signal_number)
         progress.close()
-        return time.perf_counter() - started
 
-    def _optimizer_step(self, batches: Iterator[Batch]) -> torch.Tensor:
-        """Returns this process's share of the loss: the mean over all processes is the loss of the step."""
+    def _evaluate_midway(self, progress) -> float:
+        with self._evaluated_weights():
+            results = self._evaluate()
+        self.log.write(self.step, results)
+        if self.accelerator.is_main_process:
+            progress.write(f"step {self.step}: {self.describe(results)}")
+        return results[self.metric]
+
+    def _leave(self, progress, number: signal.Signals) -> None:
+        progress.close()
+        if self.accelerator.is_main_process:
+            print(
+                f"{number.name}: stopped after step {self.step}; go on with --resume_from_checkpoint latest", flush=True
+            )
+        self.accelerator.end_training()
+        raise SystemExit(128 + number)
+
+    def _optimizer_step(self, batches: Iterator[Batch], with_energies: bool):
+        """Returns this process's share of the loss (the mean over all processes is the loss of the step), and the
+        energies of a batch, before and after the descent, where they are asked for."""
         self.model.train()
         generator = step_generator(self.args.seed, self.step, self.accelerator.device)
         draws = self.draw(self.images_per_step, generator)
-        loss = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), device=self.accelerator.device)
+        energies = None
         for number in range(self.args.gradient_accumulation_steps):
-            loss += self._accumulate(next(batches), draws, number)
-        return loss / self.args.gradient_accumulation_steps
+            with self.timer.data():
+                batch = next(batches)
+            loss, energies = self._accumulate(batch, draws, number, with_energies)
+            total += loss
+        if self.average is not None:
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+        return total / self.args.gradient_accumulation_steps, energies
 
-    def _accumulate(self, batch: Batch, draws: Batch, number: int) -> torch.Tensor:
+    def _accumulate(self, batch: Batch, draws: Batch, number: int, with_energies: bool):
         part = batch_slice(
             number,
             self.args.per_device_train_batch_size,
@@ -253,18 +355,31 @@ class Training(ABC):
         if self.args.horizontal_flip:
             batch["image"] = flip(batch["image"], own["flip"])
         with self.accelerator.accumulate(self.model):
-            loss = self.forward(batch, own).loss
+            outputs = self.forward(batch, own, **({"output_energies": True} if with_energies else {}))
+            loss = outputs.loss
             weights = self.loss_weights(draws)
             if weights is not None:  # relative to the mean over the batches, which is how they are averaged
                 loss = loss * (weights[part].mean() / weights.mean())
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                self.grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
             if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                 self.schedule.step()
             self.optimizer.zero_grad()
-        return loss.detach()
+        energies = outputs.energies.detach().float().mean(0)[[0, -1]] if with_energies else None
+        return loss.detach(), energies
+
+    @contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        """`model` is the moving average meanwhile, where there is one."""
+        trained = self.model
+        if self.average is not None:
+            self.model = self.average.module
+        try:
+            yield
+        finally:
+            self.model = trained
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
@@ -273,17 +388,43 @@ class Training(ABC):
             raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}")
         return results
 
-    def _check_loss(self, loss: torch.Tensor) -> float:
+    def _check_finite(self, loss: torch.Tensor) -> float:
+        """The loss over all processes. The gradient's norm is looked at too, as it has gone into the weights."""
         value = self.accelerator.reduce(loss, "mean").item()
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {self.step}: {_ADVICE}")
+        norm = self._norm()
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise UserError(f"the gradient's norm is {norm} at step {self.step}: {_ADVICE}")
         return value
 
-    def _report(self, progress, loss: torch.Tensor, steps_per_second: float) -> None:
-        self.last_loss = self._check_loss(loss)
-        progress.set_postfix(
-            {"loss": f"{self.last_loss:.4f}", "images/s": f"{steps_per_second * self.images_per_step:.0f}"}
+    def _norm(self) -> float:
+        """That of the last gradient; 0 where it is not told, as by DeepSpeed."""
+        norm = self.grad_norm.full_tensor() if hasattr(self.grad_norm, "full_tensor") else self.grad_norm
+        return 0.0 if norm is None else float(norm)
+
+    def _report(self, progress, loss: torch.Tensor, energies: torch.Tensor, figures: dict[str, float]) -> None:
+        self.last_loss = self._check_finite(loss)
+        before, after = self.accelerator.reduce(energies, "mean").tolist()
+        self.log.write(
+            self.step,
+            {
+                "loss": self.last_loss,
+                "learning_rate": max(self.schedule.get_last_lr()),
+                "grad_norm": self._norm(),
+                "energy_before": before,
+                "energy_after": after,
+                **figures,
+            },
         )
+        progress.set_postfix({"loss": f"{self.last_loss:.4f}", "images/s": f"{figures['images_per_second']:.0f}"})
+
+    def _save_samples(self) -> None:
+        with self._evaluated_weights():
+            if self.accelerator.is_main_process:
+                model = self.accelerator.unwrap_model(self.model).eval()
+                self.save_pictures(model, self.folder / "samples" / f"step-{self.step}")
+        self.accelerator.wait_for_everyone()
 
     def _is_due(self, every: str | None) -> bool:
         interval = self.train_loader.steps_per_epoch if every == "epoch" else int(every or 0)
@@ -291,29 +432,38 @@ class Training(ABC):
 
     def _save_model(self) -> None:
         """Model and processor, written beside the folder's files and moved into their places when complete."""
-        folder = Path(self.args.output_dir)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-            self.accelerator.unwrap_model(self.model).save_pretrained(temporary)
+        model = self.accelerator.unwrap_model(self.model)
+        weights = model.state_dict() if self.average is not None else self.accelerator.get_state_dict(self.model)
+        if not self.accelerator.is_main_process:
+            return
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=self.folder) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
             self.processor.save_pretrained(temporary)
             for path in Path(temporary).iterdir():
-                path.replace(folder / path.name)
+                path.replace(self.folder / path.name)
 
     def _publish_progress(self) -> None:
-        if self.publisher and self.publisher.during_training:
-            self._save_model()
-            self.publisher.push(f"Training in progress, step {self.step}", self._newest_state())
-
-    def _newest_state(self) -> Path | None:
-        return next(reversed(saved_states(Path(self.args.output_dir))), None)
+        """Begin to push the model as it is now; called by all processes, which gather it together."""
+        if not self.args.push_to_hub or self.args.hub_strategy == "end":
+            return
+        try:
+            with self._evaluated_weights():
+                self._save_model()
+            if self.publisher:
+                self.publisher.push(f"Training in progress, step {self.step}", newest_state(self.folder))
+        except (OSError, SafetensorError) as error:
+            logger.warning(f"step {self.step}: nothing is pushed, as the model could not be written: {error}")
 
     def _save_results(self, results: dict) -> None:
-        folder = Path(self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        self.save_pictures(model, folder / "samples")
+        count = model.num_parameters()
+        if self._is_sharded:
+            model = type(model).from_pretrained(self.folder).to(self.accelerator.device)
+        self.save_pictures(model.eval(), self.folder / "samples")
         record = {
             **results,
             "train_samples": self.train_samples,
-            "num_parameters": model.num_parameters(),
+            "num_parameters": count,
             "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
             "device_name": device_name(self.accelerator.device),
@@ -322,8 +472,5 @@ class Training(ABC):
             "python": platform.python_version(),
             "arguments": asdict(self.args),
         }
-        temporary = folder / ".all_results.json"
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        temporary.replace(folder / "all_results.json")
-        repo_id = self.publisher.repo_id if self.publisher else None
-        write_card(folder, repo_id, self.args.license)
+        write_json(self.folder / "all_results.json", record)
+        write_card(self.folder, self.publisher and self.publisher.repo_id, self.args.license)

@@ -35,6 +35,7 @@ class MaskedImageModelingTraining(Training):
 
     args: MaskedImageModelingArguments
     pictures: ClassVar[tuple[str, ...]] = ("reconstructions.png", "descent.png", "energy.png")
+    metric: ClassVar[str] = "eval_masked_mse"
 
     def build_config(self) -> EnergyTransformerConfig:
         config = build_config(self.args)

@@ -1,7 +1,7 @@
 """Pushing a run to the Hub while it trains, and going on with one from there.
 
-A push never ends a run: it works on links to the saved files, in the background and one at a time; one that fails is
-made up for by the next, at the latest by that of the finished run.
+A push never ends a run: it works on links to and copies of the saved files, in the background and one at a time; one
+that fails is made up for by the next, at the latest by that of the finished run.
 """
 
 import logging
@@ -47,9 +47,9 @@ def pull_state(name: str) -> Path:
         validate_repo_id(repo_id)
         snapshot = pull(repo_id, revision, allow_patterns=[f"{LAST_CHECKPOINT}/*"])
     except HFValidationError as error:
-        raise UserError(f"resume_from_checkpoint: {name} is not a saved state (a folder checkpoint-STEP)") from error
+        raise UserError(f"{name} is not a saved state (a folder checkpoint-STEP)") from error
     except UserError as error:
-        raise UserError(f"resume_from_checkpoint: there is no folder {name}, and {error}") from error
+        raise UserError(f"there is no folder {name}, and {error}") from error
     folder = snapshot / LAST_CHECKPOINT
     if not folder.is_dir():
         raise UserError(
@@ -108,7 +108,7 @@ class Publisher:
         for name, path in files_to_push(self.folder, state if self.with_state else None).items():
             files[name] = Path(links.name) / name
             files[name].parent.mkdir(parents=True, exist_ok=True)
-            _link(path, files[name])
+            _keep(path, files[name])
         return self._pool.submit(self._push, links, files, message)
 
     def _push(self, links: tempfile.TemporaryDirectory, files: dict[str, Path], message: str) -> str:
@@ -120,9 +120,12 @@ class Publisher:
                 raise
 
 
-def _link(path: Path, target: Path) -> None:
-    """A second name of the file, which later saves replace and never change; a copy where that is not possible."""
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copy2(path, target)
+def _keep(path: Path, target: Path) -> None:
+    """A second name for weights and states, which are replaced but never changed; a copy of anything else."""
+    if path.suffix == ".safetensors" or LAST_CHECKPOINT in target.parts:
+        try:
+            os.link(path, target)
+            return
+        except OSError:  # a file system without links
+            pass
+    shutil.copy2(path, target)

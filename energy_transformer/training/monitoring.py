@@ -1,0 +1,115 @@
+"""What a run tells while it goes on: a log of its own, a tracker, and where its time goes."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from ..errors import UserError
+from .arguments import CommonArguments
+
+logger = get_logger(__name__)
+LOG = "training_log.jsonl"
+
+
+def tracker_name(args: CommonArguments) -> str | None:
+    """The tracker that `report_to` and `with_tracking` ask for.
+
+    Raises:
+        UserError: when its package is missing.
+    """
+    name = args.report_to or ("tensorboard" if args.with_tracking else "none")
+    if name == "none":
+        return None
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"report_to {name} needs a package that is missing: pip install {name}")
+    return name
+
+
+def start_tracker(accelerator: Accelerator, args: CommonArguments, run_id: str, step: int) -> None:
+    """Start the run `run_id` of the tracker, or go on with it at `step`."""
+    config = {
+        name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(args).items()
+    }
+    resumed = {
+        "tensorboard": {"purge_step": step + 1},
+        "trackio": {"name": run_id, "resume": "allow"},
+        "wandb": {"id": run_id, "resume": "allow"},
+    }
+    project = run_id if tracker_name(args) == "tensorboard" else "energy-transformer"
+    accelerator.init_trackers(project, config, init_kwargs=resumed)
+
+
+class TrainingLog:
+    """`training_log.jsonl` in the run's folder, a line for each report, and the tracker where there is one.
+
+    Used on every process; only the main one writes. The lines after `step` are those of a run that was cut off.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, step: int):
+        self.accelerator, self.path = accelerator, folder / LOG
+        if accelerator.is_main_process and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            temporary = self.path.with_name(f".{LOG}")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(self.path)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.accelerator.log(values, step=step)
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            logger.warning(f"step {step}: {self.path} could not be written: {error.strerror}")
+
+
+def _step(line: str) -> float:
+    """That of a line; infinity for one that was cut off while it was written."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class StepTimer:
+    """Seconds spent in steps, and of these in waiting for data; evaluation and saving are left out."""
+
+    def __init__(self) -> None:
+        self.seconds = self.data_seconds = 0.0
+        self.steps = 0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        self.steps += 1
+
+    @contextmanager
+    def data(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.data_seconds += time.perf_counter() - started
+
+    @property
+    def data_share(self) -> float:
+        return self.data_seconds / max(self.seconds, 1e-9)
+
+    def figures(self, since: "StepTimer", images_per_step: int) -> dict[str, float]:
+        """Means over the steps since a snapshot of this timer."""
+        steps = max(self.steps - since.steps, 1)
+        seconds, data = (self.seconds - since.seconds) / steps, (self.data_seconds - since.data_seconds) / steps
+        return {
+            "images_per_second": images_per_step / max(seconds, 1e-9),
+            "step_seconds": seconds,
+            "data_wait_seconds": data,
+            "compute_seconds": seconds - data,
+        }
