@@ -55,6 +55,7 @@ def unbroken(hub, tmp_path):
     return load_file(tmp_path / "unbroken" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_from_one_machine_over_the_hub_to_another(hub, tmp_path, unbroken):
     hub.fail(COMMIT, method="POST", drop="answer")  # the first push is there, but nobody says so
     first = tmp_path / "first"

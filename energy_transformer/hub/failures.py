@@ -102,7 +102,8 @@ def _explain_answer(error: HfHubHTTPError, repo_id: str) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id}, or it is private and needs a token with the right to it"
     if status == 403:
-        return f"the token has no right to write to {repo_id}"
+        action = "read" if error.response.request.method in ("GET", "HEAD") else "write to"
+        return f"the token has no right to {action} {repo_id}"
     message = (error.server_message or "").strip() or error.response.reason_phrase
     return f"the Hub answered {status}: {message.splitlines()[0] if message else 'without a reason'}"
 

@@ -24,7 +24,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def load_pretrained(
-    auto_class: Any, name_or_path: str, *, revision: str | None = None, token: str | None = None, **kwargs
+    auto_class: Any, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None, **kwargs
 ) -> Any:
     """`auto_class.from_pretrained(folder, **kwargs)` of a local folder, or of one that [`pull`] brings from the Hub.
 
@@ -36,7 +36,7 @@ def load_pretrained(
     Raises:
         UserError: when there is nothing of that kind under that name, or the Hub cannot be reached.
     """
-    folder = name_or_path
+    folder = name_or_path = str(name_or_path)
     try:
         if not Path(name_or_path).is_dir():
             repo_id, revision_of_name = split_revision(name_or_path)

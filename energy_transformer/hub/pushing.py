@@ -11,7 +11,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.hf_api import RepoFile
 
 from ..errors import UserError
-from .failures import HUB_ERRORS, WAITS, explain, is_transient, require_repo_id, require_token, with_retries
+from . import failures
+from .failures import HUB_ERRORS, explain, is_transient, require_repo_id, require_token, with_retries
 from .integrity import is_the_same
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def push_files(
     """Commit files to a repository of the Hub, which is made if there is none, and verify that it holds them.
 
     All files go in one commit. When the Hub fails or its answer is lost, the branch is looked at before anything is
-    sent again, so that nothing is committed twice; the commit is tried `1 + len(WAITS)` times. Files of an older
+    sent again, so that nothing is committed twice; the commit is tried five times. Files of an older
     `last-checkpoint/` that are not among `files` are deleted in the same commit.
 
     Args:
@@ -141,7 +142,7 @@ class _Push:
     def run(self) -> str:
         if self.revision and not self.create_pr and not self.revision.startswith("refs/pr/"):
             with_retries(lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True))
-        for wait in (*WAITS, None):
+        for wait in (*failures.WAITS, None):
             try:
                 commit = self._commit()
             except HUB_ERRORS as error:
@@ -161,15 +162,10 @@ class _Push:
 
     def _commit(self):
         head = self.api.repo_info(self.repo_id, revision=None if self.create_pr else self.revision).sha
-        stale = [
-            name
-            for name in self._tree(head)
-            if name.startswith(f"{LAST_CHECKPOINT}/") and name not in self.files and self._has_state
-        ]
         return self.api.create_commit(
             self.repo_id,
             [
-                *(CommitOperationDelete(name) for name in stale),
+                *(CommitOperationDelete(name) for name in self._stale(head)),
                 *(CommitOperationAdd(name, str(path)) for name, path in self.files.items()),
             ],
             commit_message=self.message,
@@ -178,9 +174,12 @@ class _Push:
             parent_commit=head,  # so that an attempt which lands late cannot land twice
         )
 
-    @property
-    def _has_state(self) -> bool:
-        return any(name.startswith(f"{LAST_CHECKPOINT}/") for name in self.files)
+    def _stale(self, head: str) -> list[str]:
+        """Files of an older state, which a smaller number of processes would leave behind."""
+        prefix = f"{LAST_CHECKPOINT}/"
+        if not any(name.startswith(prefix) for name in self.files):
+            return []
+        return [name for name in self._tree(head) if name.startswith(prefix) and name not in self.files]
 
     def _tree(self, revision: str) -> dict[str, RepoFile]:
         entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)

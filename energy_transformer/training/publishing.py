@@ -94,7 +94,7 @@ class Publisher:
         """
         try:
             return self._begin("End of training", state).result()
-        except (*HUB_ERRORS, shutil.Error) as error:
+        except HUB_ERRORS as error:
             raise UserError(
                 f"the run is complete and safe in {self.folder}, but not on the Hub: {error} "
                 f"(later: scripts/push_to_hub.py {self.folder} {self.repo_id})"
