@@ -1,6 +1,7 @@
 """What all scripts share: a user's mistake is one line on standard error and exit code 2."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,7 +13,7 @@ class OneLineErrors(argparse.ArgumentParser):
     """An `ArgumentParser` that does not print the whole usage before an error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists every option)\n")
+        self.exit(2, f"error: {_without_tokens(message)} (--help lists every option)\n")
 
 
 def run_script(main: Callable[[list[str]], None]) -> NoReturn:
@@ -26,5 +27,10 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
         message = f"{error.name} is missing: pip install 'energy-transformer[train]'"
     else:
         sys.exit(0)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_without_tokens(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _without_tokens(message: str) -> str:
+    """An error may repeat the words of the command line, such as a misspelled `--hub_token`."""
+    return re.sub(r"\bhf_\w+", "hf_…", message)

@@ -6,22 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import UserError
+from ..hub.cards import card_metadata, loading_lines
+from ..hub.tasks import TASKS
 from .plan import Plan
 from .readers import ForeignFile
 
 if TYPE_CHECKING:
     from transformers.image_processing_backends import PilBackend
-
-_AUTO_CLASSES = {
-    "EnergyTransformerForMaskedImageModeling": "AutoModelForMaskedImageModeling",
-    "EnergyTransformerForImageClassification": "AutoModelForImageClassification",
-}
 
 
 def require_free_folder(output_dir: str | Path) -> None:
@@ -77,11 +74,6 @@ def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple
 
 def _model_card(model: nn.Module, plan: Plan, file: ForeignFile) -> ModelCard:
     name = type(model).__name__
-    data = ModelCardData(
-        library_name="transformers" if isinstance(model, PreTrainedModel) else "energy-transformer",
-        pipeline_tag="image-classification" if name == "EnergyTransformerForImageClassification" else None,
-        tags=["energy-transformer"],
-    )
     digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
     settings = "\n".join(
         f"| `{key}` | {json.dumps(value)}{' (default of the origin)' if key in plan.defaults else ''} |"
@@ -89,7 +81,7 @@ def _model_card(model: nn.Module, plan: Plan, file: ForeignFile) -> ModelCard:
     )
     notes = "".join(f"- {note}\n" for note in [*_general_notes(model, plan), *plan.notes])
     return ModelCard(f"""---
-{data.to_yaml()}
+{card_metadata(TASKS.get(name)).to_yaml()}
 ---
 
 # {name}, converted
@@ -125,13 +117,10 @@ def _general_notes(model: nn.Module, plan: Plan) -> list[str]:
 
 
 def _usage(model: nn.Module) -> str:
-    if not isinstance(model, PreTrainedModel):
-        return (
-            "from energy_transformer.conversion import load_energy_transformer\n\n"
-            'model = load_energy_transformer("path/to/this/folder")  # an energy_transformer.EnergyTransformer'
-        )
-    auto_class = _AUTO_CLASSES[type(model).__name__]
+    task = TASKS.get(type(model).__name__)
+    if task is not None:
+        return loading_lines(task, "path/to/this/folder")
     return (
-        f"from transformers import {auto_class}\n\n"
-        f'model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)'
+        "from energy_transformer.conversion import load_energy_transformer\n\n"
+        'model = load_energy_transformer("path/to/this/folder")  # an energy_transformer.EnergyTransformer'
     )

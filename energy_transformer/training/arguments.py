@@ -131,15 +131,34 @@ class CommonArguments:
         None, "Keep so many saved states, and always the newest and the best."
     )
     load_best_model_at_end: bool = _option(False, "Evaluate and save the saved state with the best held-out figure.")
-    resume_from_checkpoint: str | None = _option(None, "'latest' or the path of a saved state, to go on from it.")
+    resume_from_checkpoint: str | None = _option(
+        None, "A saved state to go on from: 'latest', its folder, or USER/REPO[@REVISION]."
+    )
     logging_steps: int = _option(20, "Report loss, rate, energies and speed every N steps.")
     sample_steps: int | None = _option(None, "Write the pictures into samples/step-STEP every N steps.")
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = _option(None, "Tracker for the reports.")
     with_tracking: bool = _option(False, "The same as report_to tensorboard, where that is not given.")
     num_visual_samples: int = _option(8, "Held-out images in the pictures.")
 
+    push_to_hub: bool = _option(False, "Push the run to the Hub, in the background.")
+    hub_model_id: str | None = _option(None, "Repository to push to, USER/REPO; named as output_dir when not given.")
+    hub_private_repo: bool = _option(False, "Make a new repository private.")
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Better not: others can see it in the list of processes. `hf auth login` or HF_TOKEN."},
+    )
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = _option(
+        "every_save", "Push at the end only, at each saved state too, or these with the state, to be resumed elsewhere."
+    )
+    license: str = _option("apache-2.0", "License of the weights in the model card, as the Hub writes it.")
+
     def __post_init__(self) -> None:
         _check(self, _COMMON_RULES)
+        if self.hub_model_id and not self.push_to_hub:
+            raise UserError("hub_model_id is where push_to_hub pushes: pass --push_to_hub too")
+        if self.push_to_hub and self.hub_strategy == "checkpoint" and not self.checkpointing_steps:
+            raise UserError("hub_strategy checkpoint pushes the saved states: pass --checkpointing_steps too")
         if self.load_best_model_at_end and not (self.eval_steps and self.checkpointing_steps):
             raise UserError(
                 "load_best_model_at_end needs eval_steps and checkpointing_steps: it takes the best of both"
@@ -184,6 +203,8 @@ def _as_command_line(path: Path, known: set[str]) -> list[str]:
     unknown = sorted(str(name) for name in options if name not in known)
     if unknown:
         raise UserError(f"unknown option in {path}: {', '.join(unknown)} (--help lists every option)")
+    if options.get("hub_token") is not None:
+        raise UserError(f"hub_token in {path}: a recipe is no place for a token; use `hf auth login` or HF_TOKEN")
     words = []
     for name, value in options.items():
         if isinstance(value, dict):

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from .loaders import TrainLoader
+from .publishing import pull_state
 
 logger = get_logger(__name__)
 MANIFEST = "manifest.json"
@@ -97,6 +98,12 @@ def _saved_states(output_dir: Path, warn: bool = False) -> list[SavedState]:
     return sorted(states, key=lambda state: state.written)
 
 
+def newest_state(output_dir: Path) -> Path | None:
+    """The folder that was written last, None where there is none."""
+    states = _saved_states(output_dir)
+    return states[-1].folder if states else None
+
+
 def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedState | None:
     """The saved state to go on from, verified; None for a new run, also where `latest` finds no state at all.
 
@@ -107,7 +114,8 @@ def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedSta
         return None
     if resume_from_checkpoint != "latest":
         try:
-            state = SavedState.read(Path(resume_from_checkpoint))
+            folder = Path(resume_from_checkpoint)
+            state = SavedState.read(folder if folder.exists() else pull_state(resume_from_checkpoint))
             state.verify()
         except UserError as error:
             raise UserError(f"resume_from_checkpoint: {error}") from error

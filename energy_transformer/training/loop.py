@@ -34,14 +34,17 @@ from transformers.utils import ModelOutput
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import Augmentation, batch_slice, broken_images_report, load_image_datasets
 from ..errors import UserError
+from ..hub.cards import write_card
 from ..image_processing import build_image_processor
 from .arguments import CommonArguments
-from .checkpoints import Checkpoints, best_state, find_state, write_json
+from .checkpoints import Checkpoints, best_state, find_state, newest_state, write_json
+from .hardware import device_name
 from .interruption import Interruption
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
 from .output_folder import check_output_dir, prepare_output_dir
+from .publishing import Publisher, take_token
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu, vectors_to_scalars
 
 logger = get_logger(__name__)
@@ -71,6 +74,7 @@ class Training(ABC):
     minimize: ClassVar[bool] = True  # whether it is the least
 
     def __init__(self, args: CommonArguments):
+        take_token(args)
         self.args = args
         self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
         self.config = self.build_config()
@@ -86,6 +90,9 @@ class Training(ABC):
         state = find_state(self.folder, args.resume_from_checkpoint)
         check_output_dir(args, state)
         self._check_launch()
+        self.publisher: Publisher | None = None
+        if args.push_to_hub and self.accelerator.is_main_process:
+            self.publisher = Publisher(args)
         set_seed(args.seed)
         self._build_data()
         self.total_steps = self._count_steps()
@@ -204,6 +211,8 @@ class Training(ABC):
                 self._save(model, results)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.publisher:
+            print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
         return results
 
     @property
@@ -257,6 +266,7 @@ class Training(ABC):
             train_images, self.eval_images = image_tensors(
                 splits, image_column, label_column, self.processor, self.args
             )
+        self.train_samples = None if self.args.streaming else len(train_images)
         self.known_broken_images = train_images.broken_images()[0]
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
@@ -304,6 +314,8 @@ class Training(ABC):
             if self._is_due(args.checkpointing_steps) or signal_number:
                 self._check_finite(loss)
                 saved = self.checkpoints.save(self.step, metric)
+                if saved:
+                    self._publish_progress()
             if signal_number:
                 self._leave(progress, signal_number, saved)
         progress.close()
@@ -454,16 +466,33 @@ class Training(ABC):
             for path in Path(temporary).iterdir():
                 path.replace(self.folder / path.name)
 
+    def _publish_progress(self) -> None:
+        """Begin to push the model as it is now; called by all processes, which gather it together."""
+        if not self.args.push_to_hub or self.args.hub_strategy == "end":
+            return
+        with self._evaluated_weights():
+            model = self._whole_model()
+            if not self.publisher:
+                return
+            try:
+                self._save_model(model)
+                self.publisher.push(f"Training in progress, step {self.step}", newest_state(self.folder))
+            except (OSError, SafetensorError) as error:
+                logger.warning(f"step {self.step}: nothing is pushed, as the model could not be written: {error}")
+
     def _save_results(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         self.save_pictures(model.eval(), self.folder / "samples")
         record: dict[str, Any] = {
             **results,
+            "train_samples": self.train_samples,
             "num_parameters": model.num_parameters(),
             "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
+            "device_name": device_name(self.accelerator.device),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
             "arguments": asdict(self.args),
         }
         write_json(self.folder / "all_results.json", record)
+        write_card(self.folder, self.publisher and self.publisher.repo_id, self.args.license)

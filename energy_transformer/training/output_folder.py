@@ -12,7 +12,9 @@ from .checkpoints import BEST, SavedState, state_folders
 from .monitoring import LOG
 
 logger = get_logger(__name__)
-_RUN_FILES = ("all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", BEST, LOG)
+_RUN_FILES = (
+    "README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", BEST, LOG
+)  # fmt: skip
 
 
 def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
@@ -52,7 +54,11 @@ def prepare_output_dir(folder: Path, resumed: bool, pictures: Sequence[str]) -> 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in (*folder.glob(".saving-*"), *folder.glob(".deleting-checkpoint-*")):
+        for unfinished in (
+            *folder.glob(".saving-*"),
+            *folder.glob(".pushing-*"),
+            *folder.glob(".deleting-checkpoint-*"),
+        ):
             shutil.rmtree(unfinished)
         if not resumed:
             _delete_run(folder, pictures)

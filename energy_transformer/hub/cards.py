@@ -1,0 +1,233 @@
+"""The model card of a finished run, filled from what the run left in its folder."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+
+from ..configuration_energy_transformer import EnergyTransformerConfig
+from ..errors import UserError
+from .loading import split_revision
+from .tasks import TASKS, Task
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+LICENSE = "apache-2.0"
+_ANY_REPO = "USER/REPO"
+_TAGS = ["energy-transformer", "hopfield-network", "associative-memory"]
+_RECIPE = (
+    "train_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "min_learning_rate", "warmup_ratio", "num_warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+    "max_grad_norm", "ema_decay", "layer_decay", "label_smoothing", "mixup_alpha", "cutmix_alpha", "freeze_backbone",
+    "mixed_precision", "seed",
+)  # fmt: skip
+_CAPTIONS = {
+    "reconstructions": "Held-out images, masked, reconstructed, and the baselines",
+    "confusion_matrix": "Confusion matrix of the held-out images",
+    "energy": "Energy of held-out images along the descent",
+    "descent": "Hidden patches as decoded at the steps of the descent",
+}
+
+
+def card_metadata(task: Task | None, **fields) -> ModelCardData:
+    """Metadata of a card; `task` is None for what is no transformers model."""
+    return ModelCardData(
+        library_name="transformers" if task else "energy-transformer",
+        pipeline_tag=task.pipeline_tag if task else None,
+        tags=[*_TAGS, *([task.task_name.lower().replace(" ", "-")] if task else [])],
+        **fields,
+    )
+
+
+def loading_lines(task: Task, name: str) -> str:
+    """Python that opens a checkpoint where the package is not installed."""
+    return (
+        f"from transformers import {task.auto_class}\n\n"
+        f'model = {task.auto_class}.from_pretrained("{name}", trust_remote_code=True)'
+    )
+
+
+def write_card(folder: str | Path, repo_id: str | None = None, license: str = LICENSE) -> Path:
+    """Write [`model_card`] as `README.md` into the folder, under a temporary name first."""
+    path = Path(folder) / "README.md"
+    temporary = path.with_name(".README.md")
+    model_card(folder, repo_id, license).save(temporary)
+    return temporary.replace(path)
+
+
+def address_card(folder: str | Path, repo_id: str) -> None:
+    """Write the card if there is none; name the repository in one that was written before it was known.
+
+    Any other card, such as one that somebody edited, stays as it is.
+    """
+    path = Path(folder) / "README.md"
+    if not path.exists():
+        write_card(folder, repo_id)
+        return
+    card = ModelCard.load(path)
+    if _ANY_REPO in str(card) and str(card) == str(model_card(folder, None, card.data.license)):
+        write_card(folder, repo_id, card.data.license)
+
+
+def model_card(folder: str | Path, repo_id: str | None = None, license: str = LICENSE) -> ModelCard:
+    """The card of a finished run: data, recipe, hardware, results beside the baselines, pictures, use and limits.
+
+    Args:
+        folder: the `output_dir` of the run, with `config.json`, `all_results.json` and `samples/`.
+        repo_id: the repository that it goes to, named where the card says how to load the model.
+        license: of the weights, as the Hub writes it.
+
+    Raises:
+        UserError: when the folder is not that of a finished run.
+    """
+    folder = Path(folder)
+    try:
+        run = json.loads((folder / "all_results.json").read_text())
+        config = EnergyTransformerConfig.from_pretrained(folder)
+        task = TASKS[(config.architectures or [""])[0]]
+        results = _results(task, run, config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not the folder of a finished run: {_reason(error)}") from error
+    arguments = run["arguments"]
+    data, name = _data(arguments), (repo_id or folder.resolve().name).split("/")[-1]
+    metadata = card_metadata(
+        task,
+        license=license,
+        datasets=[data["hub_id"]] if data["hub_id"] else None,
+        base_model=_on_the_hub(arguments.get("model_name_or_path")),
+        model_name=name,
+        metrics=[task.metric],
+        eval_results=[_eval_result(task, run, data)],
+    )
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        title=name,
+        parameters=f"{run['num_parameters']:,}",
+        purpose=task.purpose,
+        steps=config.num_steps * config.num_hidden_layers,
+        pictures=_pictures(folder / "samples"),
+        usage_without_package=_usage(task, config, repo_id or _ANY_REPO),
+        usage_with_package=_usage_with_package(task, repo_id or _ANY_REPO),
+        results=results,
+        data=data,
+        base_model=_on_the_hub(arguments.get("model_name_or_path")),
+        recipe={name: value for name in _RECIPE if (value := {**arguments, **run}.get(name)) is not None},
+        hardware=_hardware(run),
+        limits=[*_limits(data, run, config), *task.limits],
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"it has no {Path(error.filename).name}"
+    return str(error).strip().splitlines()[0]
+
+
+def _data(arguments: dict) -> dict:
+    """Name, and where it is one of the Hub's, identifier and address of the dataset. Local paths stay unnamed."""
+    name = arguments["dataset_name"]
+    if arguments.get("train_dir") or Path(name).exists():
+        return {"name": "a local folder of images", "type": "imagefolder", "hub_id": None, "url": None}
+    if name == "demo":
+        photographs = "crops of the photographs that come with scikit-image"
+        return {"name": photographs, "type": "scikit-image-photographs", "hub_id": None, "url": None}
+    return {"name": name, "type": name, "hub_id": name, "url": f"{constants.ENDPOINT}/datasets/{name}"}
+
+
+def _on_the_hub(name: str | None) -> str | None:
+    """The repository among what `model_name_or_path` may be: that, with or without a revision, or a local folder."""
+    repo_id, _ = split_revision(name or "")
+    return repo_id if repo_id.count("/") == 1 and not Path(repo_id).exists() else None
+
+
+def _eval_result(task: Task, run: dict, data: dict) -> EvalResult:
+    return EvalResult(
+        task_type=task.task_type,
+        task_name=task.task_name,
+        dataset_type=data["type"],
+        dataset_name=data["name"],
+        metric_type=task.metric,
+        metric_name=task.metric_name,
+        metric_value=float(f"{run[task.result]:.5g}"),
+    )
+
+
+def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
+    rows = [{"name": "**this model**", "value": f"**{run[task.result]:.4g}**"}]
+    rows += [{"name": name, "value": f"{run[key]:.4g}"} for key, name in task.baselines.items() if key in run]
+    note = ""
+    if task.metric == "mse":
+        kind = {"scatter": "scattered over the image", "block": "in blocks"}.get(config.mask_type, config.mask_type)
+        ratios = " and ".join(
+            f"{run[task.result] / run[key]:.3f} times that of the {name}"
+            for key, name in task.baselines.items()
+            if run[key]
+        )
+        note = f"{config.mask_ratio:.0%} of the patches are hidden, {kind}. The model's error is {ratios}."
+    return {"heading": task.metric_name, "images": run["eval_samples"], "rows": rows, "note": note}
+
+
+def _pictures(folder: Path) -> list[dict[str, str]]:
+    found = [name for name in _CAPTIONS if (folder / f"{name}.png").is_file()]
+    return [{"path": f"{folder.name}/{name}.png", "caption": _CAPTIONS[name]} for name in found]
+
+
+def _usage(task: Task, config: EnergyTransformerConfig, name: str) -> str:
+    height, width = config.image_height_width
+    shape = f"1, {config.num_channels}, {height}, {width}"
+    lines = [
+        "import torch",
+        loading_lines(task, name),
+        f"pixel_values = torch.rand({shape}) * 2 - 1  # an image, normalized as preprocessor_config.json says",
+    ]
+    if task.metric == "mse":
+        lines += [
+            f"mask = torch.rand(1, {config.grid_size[0] * config.grid_size[1]}) < 0.5  # True for the patches to hide",
+            "outputs = model(pixel_values, bool_masked_pos=mask, output_energies=True)",
+            f"outputs.reconstruction, outputs.energies  # ({shape}), (1, steps + 1)",
+        ]
+    else:
+        lines += ["logits = model(pixel_values).logits", "model.config.id2label[logits.argmax(-1).item()]"]
+    return "\n".join(lines)
+
+
+def _usage_with_package(task: Task, name: str) -> str:
+    if task.metric == "mse":
+        return (
+            "from energy_transformer.reconstruction import load_for_reconstruction, prepare_image, reconstruct\n\n"
+            f'model, processor = load_for_reconstruction("{name}")\n'
+            'pixel_values, mask = prepare_image("photo.jpg", model, processor)\n'
+            "result = reconstruct(model, processor, pixel_values, mask)\n"
+            "result.prediction, result.frames, result.energies  # the result, each state on the way, their energies"
+        )
+    return (
+        "import energy_transformer\n"
+        "from energy_transformer.image_processing import load_image_processor\n"
+        "from transformers import pipeline\n\n"
+        f'processor = load_image_processor("{name}")\n'
+        f'classify = pipeline("image-classification", model="{name}", image_processor=processor)\n'
+        'classify("photo.jpg")'
+    )
+
+
+def _hardware(run: dict) -> str:
+    processes = run["num_processes"]
+    device = run.get("device_name") or run["device"]
+    return (
+        f"{processes} process{'es' if processes > 1 else ''} on {device}, {run['train_seconds']:.0f} s of training "
+        f"({run['train_samples_per_second']:.0f} images a second), torch {run['torch']}, "
+        f"transformers {run['transformers']}"
+    )
+
+
+def _limits(data: dict, run: dict, config: EnergyTransformerConfig) -> list[str]:
+    height, width = config.image_height_width
+    count = f"{run['train_samples']:,} " if "train_samples" in run else ""
+    limits = [
+        f"It was trained on {count}images of {height}×{width} pixels and measured on {run['eval_samples']:,} from the "
+        "same source: nothing is known of its error on other images or at other sizes.",
+        "It was not examined for bias, nor for any use in which an error does harm.",
+    ]
+    if data["type"] == "scikit-image-photographs":
+        limits.insert(0, "A demonstration: crops of eight photographs teach no more than local colors and edges.")
+    return limits

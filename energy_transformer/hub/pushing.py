@@ -1,0 +1,207 @@
+"""A folder to a repository of the Hub in one commit, verified, and whole or not there at all."""
+
+import fnmatch
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.hf_api import RepoFile
+
+from ..errors import UserError
+from . import failures
+from .failures import HUB_ERRORS, explain, is_transient, require_repo_id, require_token, with_retries
+from .integrity import is_the_same
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+LAST_CHECKPOINT = "last-checkpoint"  # as transformers' Trainer names it in a repository
+MESSAGE = "Upload model"
+_LEFT_OUT = (".*", "checkpoint-*", "__pycache__", "logs", "runs")
+
+
+def files_to_push(folder: str | Path, state: str | Path | None = None) -> dict[str, Path]:
+    """The files of a finished run by their names in the repository.
+
+    Hidden files, saved states (`checkpoint-STEP`) and the logs of trackers stay; the files of `state`, if one is
+    given, go to `last-checkpoint/`.
+    """
+    names = {path.relative_to(folder): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    files = {name.as_posix(): path for name, path in names.items() if not any(map(_is_left_out, name.parts))}
+    if state is not None:
+        for path in sorted(Path(state).rglob("*")):
+            if path.is_file():
+                files[f"{LAST_CHECKPOINT}/{path.relative_to(state).as_posix()}"] = path
+    return files
+
+
+def _is_left_out(part: str) -> bool:
+    return any(fnmatch.fnmatch(part, pattern) for pattern in _LEFT_OUT)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    commit_message: str = MESSAGE,
+    token: str | None = None,
+    state: str | Path | None = None,
+) -> str:
+    """[`push_files`] of [`files_to_push`]: model, code, processor, card, pictures and results of a finished run."""
+    return push_files(
+        files_to_push(folder, state),
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        tags=tags,
+        commit_message=commit_message,
+        token=token,
+    )
+
+
+def push_files(
+    files: dict[str, Path],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    commit_message: str = MESSAGE,
+    token: str | None = None,
+) -> str:
+    """Commit files to a repository of the Hub, which is made if there is none, and verify that it holds them.
+
+    All files go in one commit. When the Hub fails or its answer is lost, the branch is looked at before anything is
+    sent again, so that nothing is committed twice; the commit is tried five times. Files of an older
+    `last-checkpoint/` that are not among `files` are deleted in the same commit.
+
+    Args:
+        files: local files by their names in the repository.
+        private: make a new repository private; the default of the account when None.
+        revision: a branch, made if there is none; `main` when None.
+        create_pr: open a pull request in place of a commit to the branch.
+        tags: added to the metadata of the card, as by transformers' `push_to_hub`.
+        token: that of the environment or the login when None.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        UserError: when the name is not allowed, the token is missing, unknown or without the right, or the repository
+            does not hold the files in the end.
+    """
+    require_token(token)
+    api = HfApi(token=token)
+    try:
+        repo_id = create_repo(api, repo_id, private)
+        with tempfile.TemporaryDirectory() as temporary:
+            if tags and CARD in files:
+                files = {**files, CARD: _tagged(files[CARD], tags, Path(temporary) / CARD)}
+            push = _Push(api, repo_id, files, revision, create_pr, commit_message)
+            return push.run()
+    except HUB_ERRORS as error:
+        raise UserError(f"cannot push to {repo_id!r}: {explain(error, repo_id)}") from error
+
+
+def create_repo(api: HfApi, repo_id: str, private: bool | None = None) -> str:
+    """Make the repository unless it is there; returns its full name, `USER/REPO`.
+
+    Raises:
+        UserError: when the name is not allowed, or the repository is public and `private` was asked for.
+    """
+    require_repo_id(repo_id)
+    repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+    if private and not with_retries(lambda: api.repo_info(repo_id)).private:
+        raise UserError(f"{repo_id} is there already and is public: change that in its settings, or push elsewhere")
+    return repo_id
+
+
+def _tagged(card_path: Path, tags: Sequence[str], target: Path) -> Path:
+    card = ModelCard.load(card_path)
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    card.save(target)
+    return target
+
+
+class _Push:
+    """One commit or pull request, however many requests it takes."""
+
+    def __init__(self, api, repo_id, files, revision, create_pr, message):
+        self.api, self.repo_id, self.files = api, repo_id, files
+        self.revision, self.create_pr, self.message = revision, create_pr, message
+
+    def run(self) -> str:
+        if self.revision and not self.create_pr and not self.revision.startswith("refs/pr/"):
+            with_retries(lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True))
+        for wait in (*failures.WAITS, None):
+            try:
+                commit = self._commit()
+            except HUB_ERRORS as error:
+                if not is_transient(error):
+                    raise
+                landed = with_retries(self._look)
+                if landed is not None:
+                    return landed
+                if wait is None:
+                    raise
+                logger.warning("push to %s: %s; trying again in %d s", self.repo_id, explain(error), wait)
+                time.sleep(wait)
+            else:
+                self._verify(commit.oid)
+                return commit.pr_url or commit.commit_url
+        raise AssertionError("the last attempt returns or raises")
+
+    def _commit(self):
+        head = self.api.repo_info(self.repo_id, revision=None if self.create_pr else self.revision).sha
+        return self.api.create_commit(
+            self.repo_id,
+            [
+                *(CommitOperationDelete(name) for name in self._stale(head)),
+                *(CommitOperationAdd(name, str(path)) for name, path in self.files.items()),
+            ],
+            commit_message=self.message,
+            revision=self.revision,
+            create_pr=self.create_pr,
+            parent_commit=head,  # so that an attempt which lands late cannot land twice
+        )
+
+    def _stale(self, head: str) -> list[str]:
+        """Files of an older state, which a smaller number of processes would leave behind."""
+        prefix = f"{LAST_CHECKPOINT}/"
+        if not any(name.startswith(prefix) for name in self.files):
+            return []
+        return [name for name in self._tree(head) if name.startswith(prefix) and name not in self.files]
+
+    def _tree(self, revision: str) -> dict[str, RepoFile]:
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _missing(self, revision: str) -> list[str]:
+        tree = self._tree(revision)
+        return [name for name, path in self.files.items() if name not in tree or not is_the_same(path, tree[name])]
+
+    def _look(self) -> str | None:
+        """The address of what an attempt without an answer left, if it holds all files."""
+        if not self.create_pr:
+            head = self.api.repo_info(self.repo_id, revision=self.revision).sha
+            return None if self._missing(head) else f"{self.api.endpoint}/{self.repo_id}/commit/{head}"
+        for discussion in self.api.get_repo_discussions(
+            self.repo_id, discussion_type="pull_request", discussion_status="open"
+        ):
+            if discussion.title == self.message and not self._missing(discussion.git_reference):
+                return discussion.url
+        return None
+
+    def _verify(self, revision: str) -> None:
+        missing = with_retries(lambda: self._missing(revision))
+        if missing:
+            raise UserError(f"the repository does not hold what was sent: {', '.join(missing)}")
