@@ -23,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="run by the test of the interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="needs kernels that are compiled")
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
-TOLERANCES = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="this run tests the kernels itself")
@@ -46,6 +46,7 @@ def make(shape=(2, 3, 37, 16), dtype=torch.float32, beta=(0.7, -0.4, 1.3)):
     *leading, heads, length, width = shape
     tensors = [torch.randn(*leading, length, heads, width, generator=generator).transpose(-3, -2) for _ in range(2)]
     tensors = [tensor.to(DEVICE, dtype).requires_grad_() for tensor in tensors]
+    assert heads <= len(beta)
     return *tensors, torch.tensor(beta[:heads], device=DEVICE).requires_grad_()
 
 
@@ -65,7 +66,9 @@ def masks(kind, length, batch=2):
 
 
 def whole_mask(mask, tokens, attend_to_self, length):
-    """All restrictions as the one mask (..., N, N) that the eager functions take."""
+    """All restrictions as one mask (..., N, N), None when there are none."""
+    if mask is None and tokens is None and attend_to_self:
+        return None
     allowed = torch.ones(1, length, length, dtype=torch.bool, device=DEVICE)
     if mask is not None:
         allowed = allowed & mask
@@ -74,10 +77,14 @@ def whole_mask(mask, tokens, attend_to_self, length):
     return allowed if attend_to_self else allowed & ~torch.eye(length, dtype=torch.bool, device=DEVICE)
 
 
-def close(found, expected, dtype):
-    """The error relative to the largest number: sums of random signs have small entries without meaning."""
+def error(found, expected):
+    """Relative to the largest number, or to 1: what cancels to nearly nothing keeps the error of its terms."""
     assert found.shape == expected.shape and found.isfinite().all()
-    assert (found.double() - expected).abs().max() <= TOLERANCES[dtype] * expected.abs().max().clamp(min=1e-3)
+    return ((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
+
+
+def close(found, expected, dtype):
+    assert error(found, expected) <= TOLERANCES[dtype]
 
 
 def with_grads(function, inputs, *options):
@@ -93,9 +100,12 @@ def agree(fused, eager, inputs, mask, tokens, attend_to_self):
     dtype = inputs[0].dtype
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     found = with_grads(fused, inputs, mask, tokens, attend_to_self)
-    expected = with_grads(eager, exact, whole_mask(mask, tokens, attend_to_self, inputs[0].shape[-2]))
-    for left, right in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
-        close(left, right, dtype)
+    allowed = whole_mask(mask, tokens, attend_to_self, inputs[0].shape[-2])
+    expected = with_grads(eager, exact, allowed)
+    rounded = with_grads(eager, inputs, allowed)
+    for results in zip(*(itertools.chain(*numbers) for numbers in (found, rounded, expected)), strict=True):
+        ours, eagers, right = results
+        assert error(ours, right) <= TOLERANCES[dtype] + 2 * error(eagers, right)
 
 
 PAIRS = [(fused_attention, eager_attention), (fused_logsumexp, eager_logsumexp)]
@@ -126,7 +136,7 @@ def test_every_length_width_and_number_of_axes(fused, eager, shape, dtype):
 def test_layouts_and_upstream_gradients_of_any_stride():
     query, key, beta = make()
     expected = with_grads(fused_attention, (query, key, beta))
-    packed = torch.cat([query, key], -1).detach()[..., :: 1].clone()
+    packed = torch.cat([query, key], -1).detach()
     slices = packed[..., :16].requires_grad_(), packed[..., 16:].requires_grad_()
     found = with_grads(fused_attention, (*slices, beta))
     columns = [tensor.detach().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for tensor in slices]
@@ -215,7 +225,7 @@ def test_operators_are_registered_as_torch_wants_them(name):
 @compiled
 def test_what_the_kernels_cannot_do_is_refused():
     query, key, beta = (tensor.detach() for tensor in make())
-    with pytest.raises(ValueError, match='got torch.float64 and torch.float64; use attn_implementation "eager"'):
+    with pytest.raises(ValueError, match=r'got torch\.float64 and torch\.float64; use attn_implementation "eager"'):
         fused_attention(query.double(), key.double(), beta)
     with pytest.raises(ValueError, match=r"a head width Y of 1 to 128, got \(1, 2, 136\)"):
         fused_logsumexp(torch.zeros(1, 2, 136), torch.zeros(1, 2, 136), 1.0)

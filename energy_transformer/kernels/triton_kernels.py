@@ -96,9 +96,7 @@ def forward_rows(
         columns = first + tl.arange(0, INNER)
         real_columns = _real(tokens, image, tokens_b, columns, length)
         k = _load(key, image, head, key_b, key_h, key_n, columns, real_columns, width, WIDTH)
-        allowed = _allowed(
-            mask, image, mask_b, mask_i, mask_j, rows, columns, real_rows, real_columns, ATTEND_TO_SELF
-        )
+        allowed = _allowed(mask, image, mask_b, mask_i, mask_j, rows, columns, real_rows, real_columns, ATTEND_TO_SELF)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         scores = tl.where(allowed, scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
@@ -142,9 +140,7 @@ def forward_columns(
         real_rows = _real(tokens, image, tokens_b, rows, length)
         q = _load(query, image, head, query_b, query_h, query_n, rows, real_rows, width, WIDTH)
         sums = tl.load(logsumexp + statistics + rows, mask=real_rows, other=0.0) * LOG2_E
-        allowed = _allowed(
-            mask, image, mask_b, mask_j, mask_i, columns, rows, real_columns, real_rows, ATTEND_TO_SELF
-        )
+        allowed = _allowed(mask, image, mask_b, mask_j, mask_i, columns, rows, real_columns, real_rows, ATTEND_TO_SELF)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - sums[None, :]
         weights = tl.exp2(tl.where(allowed, scores, float("-inf")))
         if row_weights is not None:
@@ -186,9 +182,7 @@ def backward_rows(
         real_columns = _real(tokens, image, tokens_b, columns, length)
         k = _load(key, image, head, key_b, key_h, key_n, columns, real_columns, width, WIDTH)
         g2 = _load(grad_by_queries, image, head, grad_2_b, grad_2_h, grad_2_n, columns, real_columns, width, WIDTH)
-        allowed = _allowed(
-            mask, image, mask_b, mask_i, mask_j, rows, columns, real_rows, real_columns, ATTEND_TO_SELF
-        )
+        allowed = _allowed(mask, image, mask_b, mask_i, mask_j, rows, columns, real_rows, real_columns, ATTEND_TO_SELF)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (temperature * LOG2_E) - sums[:, None]
         weights = tl.exp2(tl.where(allowed, scores, float("-inf")))
         grad_weights = tl.dot(g1, tl.trans(k), input_precision=PRECISION)
@@ -236,9 +230,7 @@ def backward_columns(
         g1 = _load(grad_by_keys, image, head, grad_1_b, grad_1_h, grad_1_n, rows, real_rows, width, WIDTH)
         sums = tl.load(logsumexp + statistics + rows, mask=real_rows, other=0.0) * LOG2_E
         d = tl.load(row_sums + statistics + rows, mask=real_rows, other=0.0)
-        allowed = _allowed(
-            mask, image, mask_b, mask_j, mask_i, columns, rows, real_columns, real_rows, ATTEND_TO_SELF
-        )
+        allowed = _allowed(mask, image, mask_b, mask_j, mask_i, columns, rows, real_columns, real_rows, ATTEND_TO_SELF)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (temperature * LOG2_E) - sums[None, :]
         weights = tl.exp2(tl.where(allowed, scores, float("-inf")))
         grad_weights = tl.dot(k, tl.trans(g1), input_precision=PRECISION)
