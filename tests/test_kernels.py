@@ -114,7 +114,7 @@ PAIRS = [(fused_attention, eager_attention), (fused_logsumexp, eager_logsumexp)]
 @runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("attend_to_self", [True, False])
-@pytest.mark.parametrize("kind", ["none", "pairs", "shared", "columns", "padding", "pairs and padding"])
+@pytest.mark.parametrize("kind", ["none", "pairs", "columns", "padding", "shared and padding"])
 @pytest.mark.parametrize("fused, eager", PAIRS, ids=["terms", "logsumexp"])
 def test_values_and_gradients_under_every_mask(fused, eager, kind, attend_to_self, dtype):
     agree(fused, eager, make(dtype=dtype), *masks(kind, 37), attend_to_self)
@@ -293,10 +293,9 @@ def test_half_precision_compiles_for_an_h100_without_spills(kernel, width, maske
 
 
 @compiled
-@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_float32_compiles_for_an_h100_without_spills(kernel, width, precision, tmp_path):
-    binary = compile_for_h100(kernel, "fp32", width, True, precision)
+def test_float32_compiles_for_an_h100_without_spills(kernel, width, tmp_path):
+    binary = compile_for_h100(kernel, "fp32", width, True, "tf32x3")
     assert stack_bytes(binary, tmp_path) == 0
     assert binary.metadata.shared <= 99 * 1024

@@ -6,13 +6,14 @@ $$T_1 = A k, \qquad T_2 = A^\top q$$
 
 (Hoover et al. 2023, arXiv 2302.07253, equation 6). For upstream gradients G1 of T1 and G2 of T2,
 
-$$dA = G_1 k^\top + q\,G_2^\top, \quad U = A\,G_2, \quad W = (A \circ dA)\,k, \quad
-  D_i = G_{1,i} \cdot T_{1,i} + q_i \cdot U_i$$
-$$dq = \beta\,(W - D \circ T_1) + U, \quad d\beta = \textstyle\sum q \circ (W - D \circ T_1), \quad
-  dk = \beta\,(A \circ (dA - D))^\top q + A^\top G_1$$
+$$dA = G_1 k^\top + q\,G_2^\top, \quad U = A\,G_2, \quad D_i = G_{1,i} \cdot T_{1,i} + q_i \cdot U_i$$
+$$dS = A \circ (dA - D), \quad dq = \beta\,dS\,k + U, \quad dk = \beta\,dS^\top q + A^\top G_1, \quad
+  d\beta = \textstyle\sum_{ij} dS_{ij}\,q_i \cdot (k_j - T_{1,i})$$
 
 Each is a sum over the columns of A, for a tile of rows, or over its rows, for a tile of columns; A is computed again
-from q, k and L. Products are accumulated in float32.
+from q, k and L. Products are accumulated in float32. D is subtracted before the product with k, at the price of a second
+pass over the columns: (A ∘ dA) k − D ∘ T1 is the same in one, but cancels, and loses digits where A is peaked. For the
+same reason T1 is subtracted in dβ, where it changes nothing but the rounding: the rows of dS sum to zero.
 
 Layout: q, k, G1 and G2 are (B, H, N, Y), each with the three strides of B, H and N and elements of a head side by side;
 outputs of that shape lie in memory as (B, N, H, Y); L, D and what else has one number for a row is a contiguous
@@ -165,7 +166,7 @@ def backward_rows(
     ATTEND_TO_SELF: tl.constexpr, PRECISION: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """dq and D (`row_sums`) of BLOCK rows, and each row's share of dβ, over INNER columns at a time."""
+    """dq and D (`row_sums`) of BLOCK rows, and each row's share of dβ, twice over INNER columns at a time."""
     image, head, start = _program(heads, length, BLOCK)
     rows = start + tl.arange(0, BLOCK)
     real_rows = _real(tokens, image, tokens_b, rows, length)
@@ -176,7 +177,6 @@ def backward_rows(
     temperature = tl.load(beta + head)
 
     u = tl.zeros([BLOCK, WIDTH], tl.float32)
-    w = tl.zeros([BLOCK, WIDTH], tl.float32)
     for first in range(0, length, INNER):
         columns = first + tl.arange(0, INNER)
         real_columns = _real(tokens, image, tokens_b, columns, length)
@@ -185,18 +185,32 @@ def backward_rows(
         allowed = _allowed(mask, image, mask_b, mask_i, mask_j, rows, columns, real_rows, real_columns, ATTEND_TO_SELF)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (temperature * LOG2_E) - sums[:, None]
         weights = tl.exp2(tl.where(allowed, scores, float("-inf")))
+        u = tl.dot(weights.to(g2.dtype), g2, u, input_precision=PRECISION)
+
+    t1 = _load(by_keys, image, head, by_keys_b, by_keys_h, by_keys_n, rows, real_rows, width, WIDTH)
+    t1 = t1.to(tl.float32)
+    d = tl.sum(g1.to(tl.float32) * t1 + q.to(tl.float32) * u, 1)
+    mean_overlap = tl.sum(q.to(tl.float32) * t1, 1)
+    tl.store(row_sums + statistics, d, mask=rows < length)
+
+    dbeta = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, length, INNER):
+        columns = first + tl.arange(0, INNER)
+        real_columns = _real(tokens, image, tokens_b, columns, length)
+        k = _load(key, image, head, key_b, key_h, key_n, columns, real_columns, width, WIDTH)
+        g2 = _load(grad_by_queries, image, head, grad_2_b, grad_2_h, grad_2_n, columns, real_columns, width, WIDTH)
+        allowed = _allowed(mask, image, mask_b, mask_i, mask_j, rows, columns, real_rows, real_columns, ATTEND_TO_SELF)
+        overlaps = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = overlaps * (temperature * LOG2_E) - sums[:, None]
+        weights = tl.exp2(tl.where(allowed, scores, float("-inf")))
         grad_weights = tl.dot(g1, tl.trans(k), input_precision=PRECISION)
         grad_weights = tl.dot(q, tl.trans(g2), grad_weights, input_precision=PRECISION)
-        u = tl.dot(weights.to(g2.dtype), g2, u, input_precision=PRECISION)
-        w = tl.dot((weights * grad_weights).to(k.dtype), k, w, input_precision=PRECISION)
+        grad_scores = weights * (grad_weights - d[:, None])
+        dbeta += tl.sum(grad_scores * (overlaps - mean_overlap[:, None]), 1)
+        u = tl.dot((temperature * grad_scores).to(k.dtype), k, u, input_precision=PRECISION)
 
-    q, g1 = q.to(tl.float32), g1.to(tl.float32)
-    t1 = _load(by_keys, image, head, by_keys_b, by_keys_h, by_keys_n, rows, real_rows, width, WIDTH).to(tl.float32)
-    d = tl.sum(g1 * t1 + q * u, 1)
-    w -= d[:, None] * t1
-    _store(grad_query, image, head, heads, rows, length, width, temperature * w + u, WIDTH)
-    tl.store(row_sums + statistics, d, mask=rows < length)
-    tl.store(grad_beta + statistics, tl.sum(q * w, 1), mask=rows < length)
+    _store(grad_query, image, head, heads, rows, length, width, u, WIDTH)
+    tl.store(grad_beta + statistics, dbeta, mask=rows < length)
 
 
 @triton.jit
