@@ -99,13 +99,13 @@ def _with_adjacent_elements(matrix):
 def _tile(width, dtype, backward):
     """Rows and inner columns of a tile (or columns and inner rows), warps and stages.
 
-    The largest that ptxas compiles for sm_90 without spilling registers; only the backward in float32 spills, at Y > 64.
+    The largest that ptxas compiles for sm_90 without spilling registers; float32 alone spills, at Y > 64.
     """
-    if dtype != torch.float32:
-        return (64, 64, 4, 2) if width <= 64 else (64, 32, 8, 2)
-    if width <= 32 or (width <= 64 and not backward):
-        return 64, 32, 4, 2
-    return 16, 32, 4, 2
+    if dtype == torch.float32:
+        return (64, 32, 4, 2) if width <= 32 or (width <= 64 and not backward) else (16, 32, 4, 2)
+    if width == 128:
+        return 64, 32, 8, 2
+    return 64, 32 if backward and width == 64 else 64, 4, 2
 
 
 def _precision():

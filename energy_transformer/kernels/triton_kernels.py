@@ -11,9 +11,9 @@ $$dS = A \circ (dA - D), \quad dq = \beta\,dS\,k + U, \quad dk = \beta\,dS^\top 
   d\beta = \textstyle\sum_{ij} dS_{ij}\,q_i \cdot (k_j - T_{1,i})$$
 
 Each is a sum over the columns of A, for a tile of rows, or over its rows, for a tile of columns; A is computed again
-from q, k and L. Products are accumulated in float32. D is subtracted before the product with k, at the price of a second
-pass over the columns: (A ∘ dA) k − D ∘ T1 is the same in one, but cancels, and loses digits where A is peaked. For the
-same reason T1 is subtracted in dβ, where it changes nothing but the rounding: the rows of dS sum to zero.
+from q, k and L. Products are accumulated in float32. D is subtracted before the product with k, at the price of a
+second pass over the columns: (A ∘ dA) k − D ∘ T1 is the same in one, but cancels, and loses digits where A is peaked.
+For the same reason T1 is subtracted in dβ, where it changes nothing but the rounding: the rows of dS sum to zero.
 
 Layout: q, k, G1 and G2 are (B, H, N, Y), each with the three strides of B, H and N and elements of a head side by side;
 outputs of that shape lie in memory as (B, N, H, Y); L, D and what else has one number for a row is a contiguous
