@@ -16,7 +16,7 @@ from energy_transformer.attention_backends import eager_attention, eager_logsume
 
 triton = pytest.importorskip("triton")
 
-from energy_transformer.kernels import energy_attention, fused_attention, fused_logsumexp, triton_kernels  # noqa: E402
+from energy_transformer.kernels import energy_attention, triton_attention, triton_kernels, triton_logsumexp  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -108,7 +108,7 @@ def agree(fused, eager, inputs, mask, tokens, attend_to_self):
         assert error(ours, right) <= TOLERANCES[dtype] + 2 * error(eagers, right)
 
 
-PAIRS = [(fused_attention, eager_attention), (fused_logsumexp, eager_logsumexp)]
+PAIRS = [(triton_attention, eager_attention), (triton_logsumexp, eager_logsumexp)]
 
 
 @runs
@@ -135,15 +135,15 @@ def test_every_length_width_and_number_of_axes(fused, eager, shape, dtype):
 @runs
 def test_layouts_and_upstream_gradients_of_any_stride():
     query, key, beta = make()
-    expected = with_grads(fused_attention, (query, key, beta))
+    expected = with_grads(triton_attention, (query, key, beta))
     packed = torch.cat([query, key], -1).detach()
     slices = packed[..., :16].requires_grad_(), packed[..., 16:].requires_grad_()
-    found = with_grads(fused_attention, (*slices, beta))
+    found = with_grads(triton_attention, (*slices, beta))
     columns = [tensor.detach().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for tensor in slices]
-    for other in (found, with_grads(fused_attention, (*columns, beta))):
+    for other in (found, with_grads(triton_attention, (*columns, beta))):
         torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-5)
-    sums = sum(term.sum() for term in fused_attention(query, key, beta))  # its upstream gradient has stride 0
-    ones = sum((term * torch.ones_like(term)).sum() for term in fused_attention(query, key, beta))
+    sums = sum(term.sum() for term in triton_attention(query, key, beta))  # its upstream gradient has stride 0
+    ones = sum((term * torch.ones_like(term)).sum() for term in triton_attention(query, key, beta))
     grads = [torch.autograd.grad(value, (query, key, beta)) for value in (sums, ones)]
     torch.testing.assert_close(*grads)
 
@@ -154,9 +154,9 @@ def test_beta_as_a_number_or_one_for_all_heads():
     exact = eager_attention(query.double(), key.double(), 0.5)
     shared = torch.tensor([0.5], device=DEVICE, requires_grad=True)
     for beta in (0.5, shared):
-        for found, expected in zip(fused_attention(query, key, beta), exact, strict=True):
+        for found, expected in zip(triton_attention(query, key, beta), exact, strict=True):
             close(found, expected, torch.float32)
-    agree(fused_attention, eager_attention, (query, key, shared), None, None, True)
+    agree(triton_attention, eager_attention, (query, key, shared), None, None, True)
 
 
 @runs
@@ -164,9 +164,9 @@ def test_padding_may_hold_anything():
     query, key, beta = make()
     tokens = torch.ones(2, 37, dtype=torch.bool, device=DEVICE)
     tokens[1, 30:] = False
-    expected = with_grads(fused_attention, (query, key, beta), None, tokens)
+    expected = with_grads(triton_attention, (query, key, beta), None, tokens)
     dirty = [x.detach().masked_fill(~tokens[:, None, :, None], torch.nan).requires_grad_() for x in (query, key)]
-    found = with_grads(fused_attention, (*dirty, beta), None, tokens)
+    found = with_grads(triton_attention, (*dirty, beta), None, tokens)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert (found[0][0][1, :, 30:] == 0).all() and (found[1][1][1, :, 30:] == 0).all()
 
@@ -176,7 +176,7 @@ def test_one_term_alone_is_differentiated():
     query, key, beta = make()
     exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, beta)]
     for index in range(2):
-        found = torch.autograd.grad(fused_attention(query, key, beta)[index].sum(), (query, key, beta))
+        found = torch.autograd.grad(triton_attention(query, key, beta)[index].sum(), (query, key, beta))
         expected = torch.autograd.grad(eager_attention(*exact)[index].sum(), exact)
         for left, right in zip(found, expected, strict=True):
             close(left, right, torch.float32)
@@ -185,18 +185,18 @@ def test_one_term_alone_is_differentiated():
 @runs
 def test_results_lie_as_the_next_projection_reads_them():
     query, key, beta = make()
-    for tensor in (*fused_attention(query, key, beta), *with_grads(fused_attention, (query, key, beta))[1][:2]):
+    for tensor in (*triton_attention(query, key, beta), *with_grads(triton_attention, (query, key, beta))[1][:2]):
         assert tensor.transpose(-3, -2).is_contiguous()
 
 
 @runs
 def test_empty_batch():
     query, key, beta = make((0, 3, 37, 16))
-    assert fused_attention(query, key, beta).pulled_by_keys.shape == query.shape
+    assert triton_attention(query, key, beta).pulled_by_keys.shape == query.shape
 
 
 @runs
-@pytest.mark.parametrize("function", [fused_attention, fused_logsumexp])
+@pytest.mark.parametrize("function", [triton_attention, triton_logsumexp])
 def test_a_second_derivative_is_refused(function):
     inputs = make((1, 1, 5, 16))
     result = function(*inputs)
@@ -207,7 +207,7 @@ def test_a_second_derivative_is_refused(function):
 
 
 @runs
-@pytest.mark.parametrize("function", [fused_attention, fused_logsumexp])
+@pytest.mark.parametrize("function", [triton_attention, triton_logsumexp])
 def test_no_graph_break_when_compiled(function):
     inputs, (mask, tokens) = make(), masks("pairs and padding", 37)
     expected = with_grads(function, inputs, mask, tokens, False)
@@ -226,11 +226,11 @@ def test_operators_are_registered_as_torch_wants_them(name):
 def test_what_the_kernels_cannot_do_is_refused():
     query, key, beta = (tensor.detach() for tensor in make())
     with pytest.raises(ValueError, match=r'got torch\.float64 and torch\.float64; use attn_implementation "eager"'):
-        fused_attention(query.double(), key.double(), beta)
+        triton_attention(query.double(), key.double(), beta)
     with pytest.raises(ValueError, match=r"a head width Y of 1 to 128, got \(1, 2, 136\)"):
-        fused_logsumexp(torch.zeros(1, 2, 136), torch.zeros(1, 2, 136), 1.0)
+        triton_logsumexp(torch.zeros(1, 2, 136), torch.zeros(1, 2, 136), 1.0)
     with pytest.raises(ValueError, match="needs a CUDA device, got tensors on cpu"):
-        fused_attention(query.cpu(), key.cpu(), beta.cpu())
+        triton_attention(query.cpu(), key.cpu(), beta.cpu())
 
 
 def test_without_triton_the_import_says_what_to_install():

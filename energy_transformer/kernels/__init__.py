@@ -8,6 +8,6 @@ except ImportError as error:
         'use attn_implementation "eager" or "chunked" without it'
     ) from error
 
-from .energy_attention import fused_attention, fused_logsumexp
+from .energy_attention import triton_attention, triton_logsumexp
 
-__all__ = ["fused_attention", "fused_logsumexp"]
+__all__ = ["triton_attention", "triton_logsumexp"]

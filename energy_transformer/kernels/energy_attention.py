@@ -14,7 +14,7 @@ MAX_HEAD_WIDTH = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def fused_attention(
+def triton_attention(
     query: Tensor,
     key: Tensor,
     beta: float | Tensor,
@@ -48,7 +48,7 @@ def fused_attention(
     return AttentionTerms(by_keys.reshape(query.shape), by_queries.reshape(query.shape))
 
 
-def fused_logsumexp(
+def triton_logsumexp(
     query: Tensor,
     key: Tensor,
     beta: float | Tensor,
@@ -58,7 +58,7 @@ def fused_logsumexp(
 ) -> Tensor:
     """Row logsumexp of the scores, (..., H, N) in float32; 0 for a row without any allowed column.
 
-    Arguments and errors as for [`fused_attention`].
+    Arguments and errors as for [`triton_attention`].
     """
     arguments = _check(query, key, beta, mask, tokens)
     return logsumexp_operator(*arguments, attend_to_self)[0].reshape(query.shape[:-1])
