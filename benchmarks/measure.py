@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-MMAP_THRESHOLD = -3  # of mallopt: larger blocks go back to the system when freed
-
 
 def machine_name(device: torch.device) -> str:
     """The GPU, or the model and the number of threads of the CPU."""
@@ -57,7 +55,7 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int, device:
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
     """The most that a call holds above what was held before it; None where this cannot be measured.
 
-    On a CPU by the resident memory that Linux counts, with the allocator set to hand back what is free.
+    On a CPU by the resident memory that Linux counts, after the allocator has handed back what is free.
     """
     gc.collect()
     if device.type == "cuda":
@@ -68,9 +66,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int | No
         return torch.cuda.max_memory_allocated(device) - before
     if not sys.platform.startswith("linux"):
         return None
-    libc = ctypes.CDLL(None)
-    libc.mallopt(MMAP_THRESHOLD, 2**16)
-    libc.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
     function()

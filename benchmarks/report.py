@@ -12,7 +12,7 @@ round; times are medians, of the CPU time of the process on a CPU and by CUDA ev
 descent with its gradient from autograd, as the first PyTorch implementation has it (`reference.py`). *of reference*
 compares with the float32 reference, *of products* is the arithmetic of the matrix products that the step needs, over
 what this machine does in a large product of the same type, measured in the same run. *memory* is the peak above what
-was held before, *error* the relative error of the tokens after 12 steps against the float32 reference.
+was held before, *error* the relative error of the tokens after all steps against the float32 reference.
 """
 
 
@@ -34,7 +34,7 @@ def _section(results: dict, path: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
         f"## {results['machine']}\n",
-        f"{results['date']}, `{results['command']}`, {results['rounds']} rounds; {versions}; products: {rates}.\n",
+        f"{results['date']}, `{results['command']}`, rounds: {results['rounds']}; {versions}; products: {rates}.\n",
         f"![{results['machine']}](results/{path.stem}.png)\n",
     ]
     for size, shape in results["sizes"].items():

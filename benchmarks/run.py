@@ -169,7 +169,7 @@ def main(argv: list[str]) -> None:
         "machine": measure.machine_name(device),
         "device": device.type,
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python benchmarks/run.py", *(str(item) for item in argv)]),
+        "command": " ".join(["python benchmarks/run.py", *(Path(item).name for item in argv)]),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
