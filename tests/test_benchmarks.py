@@ -45,7 +45,7 @@ def test_the_reference_computes_the_same_descent():
 def test_peak_memory_of_a_known_allocation():
     measure = load("measure")
     size = 2**27
-    found = measure.peak_bytes(lambda: torch.ones(size, dtype=torch.uint8).sum(), torch.device("cpu"))
+    found = measure.peak_bytes(lambda: torch.ones(size, dtype=torch.uint8), torch.device("cpu"))
     if found is None:
         pytest.skip("resident memory is read from /proc")
     assert size <= found < 1.5 * size
@@ -64,14 +64,9 @@ def test_a_quick_run_leaves_a_table_a_plot_and_the_numbers(tmp_path):
     assert results["machine"] in page and numbers.with_suffix(".png").is_file()
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--rounds", "0"], "rounds must be at least 1, got 0"),
-        (["--seed_checkout", "nowhere"], "seed_checkout: there is no energy_transformer/energy_transformers.py"),
-        (["--variants", "quick"], "variants must be among reference"),
-    ],
-)
-def test_mistakes_are_one_line(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
+def test_a_mistake_is_one_line():
+    result = run("--seed_checkout", "nowhere")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "seed_checkout: there is no energy_transformer/energy_transformers.py in nowhere"
+    )
