@@ -108,6 +108,8 @@ def _plot(results: dict, path: Path) -> None:
     names = list(dict.fromkeys(row["variant"] for row in training))
     for index, size in enumerate(results["sizes"]):
         seconds = {row["variant"]: row["seconds"] for row in training if row["size"] == size}
+        if not seconds:
+            continue
         places = [place + 0.4 * index for place in range(len(names))]
         axes[0].barh(places, [seconds[name] / seconds["reference"] for name in names], 0.4, label=f"{size} size")
     axes[0].set_yticks([place + 0.2 for place in range(len(names))], names)
@@ -125,6 +127,7 @@ def _plot(results: dict, path: Path) -> None:
     axes[2].set_ylabel("peak memory in MiB, training, one step")
     for axis in axes[1:]:
         axis.set_xlabel("tokens")
-        axis.legend()
+        if rows:
+            axis.legend()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -1,6 +1,7 @@
 """Measure every way to compute the descent, interleaved in one run: python benchmarks/run.py [--quick]
 
-Writes results/MACHINE.json and MACHINE.png beside this file, and RESULTS.md anew from all such files.
+Writes results/MACHINE.json and MACHINE.png beside this file, and RESULTS.md anew from all such files, after each part,
+so that a run cut short leaves what it has.
 """
 
 import datetime
@@ -178,10 +179,16 @@ def main(argv: list[str]) -> None:
         "rounds": args.rounds,
         "sizes": {name: asdict(size_for(name, args, device)) for name in variants.SIZES},
         "product_rate": rates,
-        "steps": measure_steps(backends, device, args),
-        "blocks": [row for name in variants.SIZES for row in measure_block(name, names, rates, device, args)],
-        "lengths": measure_lengths(plain, device, args),
+        "blocks": [],
+        "lengths": [],
+        "steps": [],
     }
+    for size in variants.SIZES:
+        results["blocks"] += measure_block(size, names, rates, device, args)
+        write_results(results, args.output_dir)
+    results["lengths"] = measure_lengths(plain, device, args)
+    write_results(results, args.output_dir)
+    results["steps"] = measure_steps(backends, device, args)
     print(write_results(results, args.output_dir))
 
 

@@ -36,7 +36,7 @@ class Size:
 
 SIZES = {
     "CIFAR": Size(dim=256, heads=8, memories=1024, tokens=64, steps=12, batch=16),
-    "ImageNet": Size(dim=768, heads=12, memories=3072, tokens=197, steps=12, batch=2),
+    "ImageNet": Size(dim=768, heads=12, memories=3072, tokens=197, steps=12, batch=1),
 }
 LENGTHS = Size(dim=768, heads=12, memories=3072, tokens=0, steps=1, batch=1)
 GPU_BATCH = {"CIFAR": 1024, "ImageNet": 256}
