@@ -222,6 +222,13 @@ def test_operators_are_registered_as_torch_wants_them(name):
     torch.library.opcheck(getattr(energy_attention, name), inputs, rtol=1e-4, atol=1e-4)
 
 
+@runs
+def test_masks_of_numbers_are_refused():
+    query, key, beta = make()
+    with pytest.raises(ValueError, match=r"mask and tokens must be of dtype torch\.bool"):
+        triton_attention(query, key, beta, torch.zeros(37, 37, device=DEVICE))
+
+
 @compiled
 def test_what_the_kernels_cannot_do_is_refused():
     query, key, beta = (tensor.detach() for tensor in make())

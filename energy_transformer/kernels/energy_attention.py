@@ -40,7 +40,7 @@ def triton_attention(
         that of float32.
 
     Raises:
-        ValueError: for another dtype, device or width.
+        ValueError: for another dtype, device or width, and for masks that are not boolean.
         RuntimeError: when differentiated twice.
     """
     arguments = _check(query, key, beta, mask, tokens)
@@ -81,6 +81,8 @@ def _check(query, key, beta, mask, tokens):
             f"the fused attention needs a CUDA device, got tensors on {query.device}; "
             'use attn_implementation "eager" or "chunked"'
         )
+    if any(given is not None and given.dtype != torch.bool for given in (mask, tokens)):
+        raise ValueError("mask and tokens must be of dtype torch.bool, True where there is something to attend to")
     leading, (heads, length, _) = query.shape[:-3], query.shape[-3:]
     if not isinstance(beta, Tensor):
         beta = torch.full((heads,), beta, dtype=torch.float32, device=query.device)
@@ -124,7 +126,9 @@ def _launch(kernel, matrices, vectors, mask, tokens, outputs, attend_to_self, ba
     masked = (None, 0, 0, 0) if mask is None else (mask.view(torch.uint8), *mask.stride())
     padding = (None, 0) if tokens is None else (tokens.contiguous().view(torch.uint8), length)
     programs = images * heads * triton.cdiv(length, block)
-    if programs:
+    if not programs:
+        return
+    with torch.cuda.device_of(matrices[0]):  # Triton launches on the current device, whatever the tensors'
         kernel[(programs,)](
             *strided, *vectors, *masked, *padding, *outputs, heads, length, width,
             ATTEND_TO_SELF=attend_to_self, PRECISION=_precision(), WIDTH=padded, BLOCK=block, INNER=inner,
