@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from energy_transformer import EnergyLayerNorm, EnergyTransformer
 from energy_transformer.attention_backends import eager_attention, eager_logsumexp
 
 triton = pytest.importorskip("triton")
@@ -227,6 +228,23 @@ def test_masks_of_numbers_are_refused():
     query, key, beta = make()
     with pytest.raises(ValueError, match=r"mask and tokens must be of dtype torch\.bool"):
         triton_attention(query, key, beta, torch.zeros(37, 37, device=DEVICE))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a model takes the fused attention on a CUDA device only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_learns_the_same(dtype):
+    gradients = {}
+    for backend, precision in (("eager", torch.float64), ("triton", dtype)):
+        torch.manual_seed(0)
+        block = EnergyTransformer(64, 128, 2, norm=EnergyLayerNorm, attn_implementation=backend)
+        for weight in (block.mha.Wq, block.mha.Wk, block.hopfield.W):
+            torch.nn.init.normal_(weight, std=0.1)
+        block.to(DEVICE, precision)
+        x = torch.randn(2, 70, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE, precision)
+        block(x).float().square().sum().backward()
+        gradients[backend] = [parameter.grad for parameter in block.parameters()]
+    for found, expected in zip(gradients["triton"], gradients["eager"], strict=True):
+        close(found, expected, dtype)
 
 
 @compiled
