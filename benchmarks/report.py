@@ -15,6 +15,12 @@ what this machine does in a large product of the same type, measured in the same
 was held before, *error* the relative error of the tokens after all steps against the float32 reference.
 """
 
+OWED = """## Owed
+
+Every figure of a GPU: `make bench` on a machine with one, with `ARGS="--seed_checkout FOLDER --jax_checkout FOLDER"` for
+the other implementations. The fused kernels were compiled for sm_90 and run in Triton's interpreter, never on a GPU.
+"""
+
 
 def write_results(results: dict, folder: Path) -> Path:
     """Write the JSON and the plot of this run in `folder/results`, then RESULTS.md from all that lies there."""
@@ -23,7 +29,15 @@ def write_results(results: dict, folder: Path) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", results["machine"].lower()).strip("-")
     (target / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     _plot(results, target / f"{name}.png")
-    sections = [_section(json.loads(path.read_text()), path) for path in sorted(target.glob("*.json"))]
+    return write_page(folder)
+
+
+def write_page(folder: Path) -> Path:
+    """RESULTS.md, from the JSON files in `folder/results`."""
+    measured = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    sections = [_section(results, path) for path, results in measured.items()]
+    if all(results["device"] != "cuda" for results in measured.values()):
+        sections.append(OWED)
     page = folder / "RESULTS.md"
     page.write_text("\n".join([INTRODUCTION, *sections]))
     return page
