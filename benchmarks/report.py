@@ -18,7 +18,8 @@ was held before, *error* the relative error of the tokens after all steps agains
 OWED = """## Owed
 
 Every figure of a GPU: `make bench` on a machine with one, with `ARGS="--seed_checkout FOLDER --jax_checkout FOLDER"`
-for the other implementations. The fused kernels were compiled for sm_90 and run in Triton's interpreter, never on a GPU.
+for the other implementations. The fused kernels have been compiled for sm_90 and run in Triton's interpreter, never on
+a GPU.
 """
 
 
