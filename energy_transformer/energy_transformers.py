@@ -46,6 +46,7 @@ class EnergyTransformer(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         ema_decay: float = 0.996,
         return_energy: bool = False,
+        *,
         attn_implementation: str = "eager",
     ):
         super().__init__()
