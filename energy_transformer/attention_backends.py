@@ -333,7 +333,7 @@ def check_attention_backend(name: str) -> None:
     if name not in ATTENTION_BACKENDS:
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION_BACKENDS)}, got {name!r}")
     if name == "triton" and (triton_attention is None or not torch.cuda.is_available()):
-        lacking = "a CUDA device" if triton_attention else "the packages energy-transformer and triton"
+        lacking = "a CUDA device" if triton_attention is not None else "the packages energy-transformer and triton"
         raise ValueError(f"attn_implementation='triton' needs {lacking}; use 'auto', 'chunked' or 'eager'")
 
 
