@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow conformance lint format clean
+.PHONY: help train train-classification test test-slow conformance bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -34,6 +34,9 @@ test-slow: $(INSTALLED) ## Run the tests that take minutes
 
 conformance: $(INSTALLED) ## Run transformers' own common tests on the models (downloads their source)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/run.py $(ARGS)
+
+bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=--quick for a minute's run
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -19,7 +19,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .attention_backends import at_least_float32, eager_attention, eager_attention_weights, eager_logsumexp
+from .attention_backends import (
+    at_least_float32,
+    attention_backend,
+    check_attention_backend,
+    eager_attention,
+    eager_attention_weights,
+)
 
 
 def _require_width(tokens: torch.Tensor, width: int) -> None:
@@ -30,6 +36,16 @@ def _require_width(tokens: torch.Tensor, width: int) -> None:
 def plain(weight: torch.Tensor) -> torch.Tensor:
     """An int8 weight of torchao, which can neither be flattened nor transposed, dequantized; any other as it is."""
     return weight.dequantize() if hasattr(weight, "qdata") else weight
+
+
+def _minus_product(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0, total: torch.Tensor | None = None):
+    """`total − scale · left @ right` for left (..., N, K) and right (K, D), without a pass for each operation."""
+    rows = left.flatten(0, -2)
+    if total is None:
+        product = torch.addmm(rows.new_zeros(()), rows, right, beta=0, alpha=-scale)
+    else:
+        product = torch.addmm(total.flatten(0, -2), rows, right, alpha=-scale)
+    return product.unflatten(0, left.shape[:-1])
 
 
 def _set_beta(
@@ -149,6 +165,7 @@ class EnergyAttention(_Energy):
             `"shared"` for one of all heads, shape (Y,) (Lemon-cmd/energy-transformer-torch).
         learnable_beta: beta is a parameter, as in the seed; otherwise a constant, as in the paper.
         attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
+        attn_implementation: one of `ATTENTION_BACKENDS`, see [`attention_backends`]; a call may name another.
 
     Raises:
         ValueError: when `head_dim` is None and H does not divide D, for a beta of another shape, and for another
@@ -166,8 +183,11 @@ class EnergyAttention(_Energy):
         use_bias: bool | str = False,
         learnable_beta: bool = True,
         attend_to_self: bool = True,
+        attn_implementation: str = "eager",
     ):
         super().__init__()
+        check_attention_backend(attn_implementation)
+        self.attn_implementation = attn_implementation
         if head_dim is None and embed_dim % n_heads:
             raise ValueError(f"embed_dim must be divisible by n_heads, got embed_dim={embed_dim}, n_heads={n_heads}")
         self.embed_dim = embed_dim
@@ -193,11 +213,9 @@ class EnergyAttention(_Energy):
         # contiguous, because each of the four products with it would make a copy of its own
         return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2).contiguous()
 
-    def _query_key_mask(self, g, mask):
+    def _arguments(self, g, mask, tokens):
+        """What a backend takes."""
         _require_width(g, self.embed_dim)
-        if not self.attend_to_self:
-            others = ~torch.eye(g.shape[-2], dtype=torch.bool, device=g.device)
-            mask = others if mask is None else mask & others
         query, key = self._project(g, self.Wq, self.bq), self._project(g, self.Wk, self.bk)
         dtype = torch.promote_types(query.dtype, torch.float32)
         beta = self.beta
@@ -205,39 +223,63 @@ class EnergyAttention(_Energy):
             beta = torch.tensor(beta, dtype=dtype, device=query.device)
         elif isinstance(beta, torch.Tensor):
             beta = beta.to(dtype)
-        return query, key, beta, mask
+        return query, key, beta, mask, tokens, self.attend_to_self
 
-    def token_energies(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def _backend(self, name, query):
+        return attention_backend(self.attn_implementation if name is None else name, query)
+
+    def token_energies(
+        self,
+        g: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        tokens: torch.Tensor | None = None,
+        attn_implementation: str | None = None,
+    ) -> torch.Tensor:
         """Energy of each token as a query, summed over the heads.
 
         Args:
             g (`torch.Tensor` of shape `(..., N, D)`): normalised tokens.
             mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
                 True where the token of the row may attend to the token of the column. A row without any True
-                contributes nothing. Padding needs both the rows and the columns of the padded tokens False.
+                contributes nothing.
+            tokens (`torch.BoolTensor` of shape `(..., N)`, *optional*): False for padding, which no token attends to
+                and which contributes nothing.
+            attn_implementation: in place of the module's own.
 
         Returns:
             `torch.Tensor` of shape `(..., N)`, float32 or float64.
         """
-        query, key, beta, mask = self._query_key_mask(g, mask)
-        rows = eager_logsumexp(query, key, beta, mask)
+        query, key, beta, *masks = self._arguments(g, mask, tokens)
+        rows = self._backend(attn_implementation, query).logsumexp(query, key, beta, *masks)
         return -(rows / (beta[:, None] if isinstance(beta, torch.Tensor) else beta)).sum(-2)
 
-    def attention_weights(self, g: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def attention_weights(
+        self, g: torch.Tensor, mask: torch.Tensor | None = None, tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A, shape (..., H, N, N), rows for queries."""
-        return eager_attention_weights(*self._query_key_mask(g, mask))
+        return eager_attention_weights(*self._arguments(g, mask, tokens))
 
     def grad(
-        self, g: torch.Tensor, mask: torch.Tensor | None = None, weights: torch.Tensor | None = None
+        self,
+        g: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        tokens: torch.Tensor | None = None,
+        attn_implementation: str | None = None,
     ) -> torch.Tensor:
         """dE/dg in closed form, shape (..., N, D), with the [`attention_weights`] given or computed.
 
         Other arguments as for [`token_energies`].
         """
-        by_keys, by_queries = eager_attention(*self._query_key_mask(g, mask), weights=weights)
+        arguments = self._arguments(g, mask, tokens)
+        if weights is None:
+            by_keys, by_queries = self._backend(attn_implementation, arguments[0]).attention(*arguments)
+        else:
+            by_keys, by_queries = eager_attention(*arguments, weights=weights)
         by_keys = by_keys.transpose(-3, -2).flatten(-2)
         by_queries = by_queries.transpose(-3, -2).flatten(-2)
-        return -(by_keys @ plain(self.Wq).flatten(0, 1) + by_queries @ plain(self.Wk).flatten(0, 1))
+        gradient = _minus_product(by_keys, plain(self.Wq).flatten(0, 1))
+        return _minus_product(by_queries, plain(self.Wk).flatten(0, 1), total=gradient)
 
 
 class BaseModernHopfield(_Energy):
@@ -296,9 +338,11 @@ class BaseModernHopfield(_Energy):
     def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
         _require_width(g, self.in_dim)
         overlaps = g.to(self.W.dtype) @ plain(self.W)
-        if self.bias is None:
-            return self.beta * overlaps
-        return self.beta * (overlaps + self.bias) if self.bias_before_beta else self.beta * overlaps + self.bias
+        if self.bias is not None and self.bias_before_beta:
+            overlaps = overlaps + self.bias
+        if isinstance(self.beta, torch.Tensor) or self.beta != 1:
+            overlaps = self.beta * overlaps
+        return overlaps if self.bias is None or self.bias_before_beta else overlaps + self.bias
 
     def token_energies(self, g: torch.Tensor) -> torch.Tensor:
         """Energy of each token: g (..., N, D) to (..., N), float32 or float64."""
@@ -306,7 +350,10 @@ class BaseModernHopfield(_Energy):
 
     def grad(self, g: torch.Tensor) -> torch.Tensor:
         """dE/dg in closed form, shape (..., N, D)."""
-        return -self.beta * (self._overlaps(g).relu() @ plain(self.W).T)
+        active = self._overlaps(g).relu_()
+        if isinstance(self.beta, torch.Tensor):
+            return self.beta * _minus_product(active, plain(self.W).T)
+        return _minus_product(active, plain(self.W).T, self.beta)
 
 
 class SoftmaxModernHopfield(BaseModernHopfield):
@@ -330,4 +377,4 @@ class SoftmaxModernHopfield(BaseModernHopfield):
         return -rows / (self.beta.to(rows.dtype) if isinstance(self.beta, torch.Tensor) else self.beta)
 
     def grad(self, g: torch.Tensor) -> torch.Tensor:
-        return -at_least_float32(self._overlaps(g)).softmax(-1).to(self.W.dtype) @ plain(self.W).T
+        return _minus_product(at_least_float32(self._overlaps(g)).softmax(-1).to(self.W.dtype), plain(self.W).T)

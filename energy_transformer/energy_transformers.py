@@ -29,6 +29,7 @@ class EnergyTransformer(nn.Module):
         norm: class of the norm, called with `dim`; [`EnergyLayerNorm`] for a descent that is sure to lower the energy.
         ema_decay: decay of [`ema_update`].
         return_energy: let `forward` return the states and energies after each step too.
+        attn_implementation: how to compute the attention, one of `ATTENTION_BACKENDS`.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class EnergyTransformer(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         ema_decay: float = 0.996,
         return_energy: bool = False,
+        *,
+        attn_implementation: str = "eager",
     ):
         super().__init__()
         if hopfield_type not in ("relu", "softmax"):
@@ -60,7 +63,7 @@ class EnergyTransformer(nn.Module):
             self.pos_embedding = nn.Parameter(torch.randn(1, context, dim))
         else:
             self.pos_embedding = 0
-        self.mha = EnergyAttention(dim, n_heads, beta)
+        self.mha = EnergyAttention(dim, n_heads, beta, attn_implementation=attn_implementation)
         if hopfield_type == "softmax":
             self.hopfield = SoftmaxModernHopfield(dim, hidden_dim, beta=beta)
         else:

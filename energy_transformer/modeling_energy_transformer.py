@@ -14,9 +14,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .attention_backends import at_least_float32
+from .attention_backends import at_least_float32, check_attention_backend
 from .configuration_energy_transformer import EnergyTransformerConfig
-from .descent import descent_step, energy_gradient, energy_parts, padding_mask
+from .descent import descend_until_settled, descent_step, energy_gradient, energy_parts
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
 from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
 from .masking import draw_masks, fixed_noise, split_mask_values
@@ -35,6 +35,7 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
     def __init__(self, config: EnergyTransformerConfig):
         super().__init__()
         dim = config.hidden_size
+        self.config = config
         self.step_size = config.step_size
         if config.norm_type == "energy_layer_norm":
             self.norm = EnergyLayerNorm(dim, config.layer_norm_eps, config.norm_regularization)
@@ -60,15 +61,18 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
 
     def energy_parts(self, x, mask=None, tokens=None) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention and Hopfield energy of each token, both (B, N), of the states x (B, N, D)."""
-        return energy_parts(self.norm(x), self.attention, self.hopfield, mask, tokens)
+        implementation = self.config._attn_implementation
+        return energy_parts(self.norm(x), self.attention, self.hopfield, mask, tokens, implementation)
 
     def forward(self, x, mask=None, tokens=None, output_attentions=False):
         """The next states, and with `output_attentions` also the attention weights (B, H, N, N) that led to them."""
+        block = self.attention, self.hopfield
         if not output_attentions:
-            return descent_step(x, self.norm, self.attention, self.hopfield, self.step_size, mask, tokens)
+            implementation = self.config._attn_implementation
+            return descent_step(x, self.norm, *block, self.step_size, mask, tokens, implementation)
         g = self.norm(x)
-        weights = self.attention(g, mask, method="attention_weights")
-        return x - self.step_size * energy_gradient(g, self.attention, self.hopfield, mask, tokens, weights), weights
+        weights = self.attention(g, mask, tokens, method="attention_weights")
+        return x - self.step_size * energy_gradient(g, *block, mask, tokens, weights), weights
 
 
 class EnergyTransformerPreTrainedModel(PreTrainedModel):
@@ -83,6 +87,17 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
     _can_record_outputs: ClassVar = {"hidden_states": EnergyTransformerLayer, "attentions": EnergyTransformerLayer}
     _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """One of `ATTENTION_BACKENDS`, `"auto"` when None; ValueError for any other, or one that cannot run here."""
+        implementation = "auto" if requested_attention is None else requested_attention
+        check_attention_backend(implementation)
+        return implementation
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """Without transformers' replacements of one attention by another, or by a kernel of the Hub: none computes
+        the energy's gradient."""
+        return self.get_correct_attn_implementation(attn_implementation)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -210,6 +225,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         output_energies: bool = False,
         output_energy_parts: bool = False,
         num_steps: int | None = None,
+        tolerance: float | None = None,
         **kwargs,
     ) -> EnergyTransformerModelOutput:
         r"""
@@ -225,12 +241,18 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
                 Record the states x_0 … x_T, or only those of the given indices, with None for the others.
             output_attentions, output_energies, output_energy_parts (`bool`, *optional*): Record the descent.
+                The attentions need `attn_implementation` `"eager"`, or `"auto"`, which is eager then.
             num_steps (`int`, *optional*): steps of each block, in place of `config.num_steps`.
+            tolerance (`float`, *optional*):
+                Stop the steps of an image when one changes its normalised tokens by at most this share of their
+                length; it is then left out of the computation, and `num_steps_taken` says when. Without gradients,
+                and for the last state alone.
             return_dict (`bool`, *optional*): False for a plain tuple.
 
         Raises:
             ValueError: for pixels or masks of the wrong shape, a size other than the config's without
-                `interpolate_pos_encoding`, and indices of states that there are not.
+                `interpolate_pos_encoding`, indices of states that there are not, attentions from a backend that has
+                none, and a `tolerance` that is negative, or together with gradients or a record of the descent.
 
         Example:
 
@@ -249,6 +271,13 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         kept = _kept_states(keep_states, len(steps) + 1)
         keep_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         keep_energies = output_energies or output_energy_parts
+        if keep_attentions and self.config._attn_implementation not in ("auto", "eager"):
+            raise ValueError(
+                "output_attentions needs attn_implementation='eager' (or 'auto'), got "
+                f"{self.config._attn_implementation!r}, which never holds the attentions"
+            )
+        if tolerance is not None:
+            _check_tolerance(tolerance, bool(kept or keep_attentions or keep_energies))
         if bool_masked_pos is not None:
             _, bool_masked_pos = split_mask_values(bool_masked_pos)
             _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
@@ -258,7 +287,15 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         dtype = x.dtype
         x = at_least_float32(x)  # the sum of many small steps
         states, parts, attentions = [x if 0 in kept else None], [], []
-        layer = self.layers[0]
+        layer, taken = self.layers[0], None
+        if tolerance is not None:
+            taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            for layer in self.layers:
+                x, more = descend_until_settled(
+                    x, layer, layer.norm, len(steps) // len(self.layers), tolerance, mask, tokens
+                )
+                taken += more
+            steps = []
         for step, layer in enumerate(steps, start=1):
             if keep_energies:
                 parts.append(layer.energy_parts(x, mask, tokens))
@@ -280,6 +317,19 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             energies=by_token.sum(-1) if output_energies else None,
             attentions=tuple(attentions) if keep_attentions else None,
             energy_parts=EnergyParts(attention.sum(-1), hopfield.sum(-1), by_token) if output_energy_parts else None,
+            num_steps_taken=taken,
+        )
+
+
+def _check_tolerance(tolerance: float, recorded: bool) -> None:
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    if torch.is_grad_enabled():
+        raise ValueError("tolerance needs torch.no_grad(): the number of steps would depend on the weights")
+    if recorded:
+        raise ValueError(
+            "tolerance cannot be combined with output_hidden_states, output_attentions, output_energies or "
+            "output_energy_parts: the images take different numbers of steps"
         )
 
 
@@ -294,7 +344,7 @@ def _kept_states(wanted: bool | int | list[int], count: int) -> set[int]:
 
 
 def _split_attention_mask(attention_mask, x) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The mask of the pairs (B, N, N), and that of the tokens (B, N) when it is padding that is masked."""
+    """The mask of the pairs (B, N, N) or that of the tokens (B, N), whichever it is."""
     if attention_mask is None:
         return None, None
     if attention_mask.is_floating_point():
@@ -302,7 +352,7 @@ def _split_attention_mask(attention_mask, x) -> tuple[torch.Tensor | None, torch
     batch, tokens, _ = x.shape
     if attention_mask.shape == (batch, tokens):
         real = attention_mask.to(x.device, torch.bool)
-        return padding_mask(real), real
+        return None, real
     if attention_mask.shape == (batch, tokens, tokens):
         return attention_mask.to(x.device, torch.bool), None
     raise ValueError(
@@ -436,6 +486,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         output_energies: bool = False,
         output_energy_parts: bool = False,
         num_steps: int | None = None,
+        tolerance: float | None = None,
         **kwargs,
     ) -> EnergyTransformerMaskedImageModelingOutput:
         r"""
@@ -449,7 +500,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             bool_corrupted_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
                 Patches replaced by the mask token; by `bool_masked_pos` when None.
             attention_mask, interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies,
-                output_energy_parts, num_steps, return_dict: see [`EnergyTransformerModel`].
+                output_energy_parts, num_steps, tolerance, return_dict: see [`EnergyTransformerModel`].
 
         Example:
 
@@ -481,6 +532,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             output_energies=output_energies,
             output_energy_parts=output_energy_parts,
             num_steps=num_steps,
+            tolerance=tolerance,
             return_dict=True,
         )
         grid = embeddings.grid_of(*pixel_values.shape[2:])
@@ -493,6 +545,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             energies=outputs.energies,
             attentions=outputs.attentions,
             energy_parts=outputs.energy_parts,
+            num_steps_taken=outputs.num_steps_taken,
         )
 
 
@@ -543,6 +596,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
         output_energies: bool = False,
         output_energy_parts: bool = False,
         num_steps: int | None = None,
+        tolerance: float | None = None,
         **kwargs,
     ) -> EnergyTransformerImageClassifierOutput:
         r"""
@@ -552,7 +606,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
                 Integers in [0, num_labels) for a cross entropy, numbers for a regression (`num_labels` 1, mean
                 squared error), (B, num_labels) zeros and ones as floats for several labels of an image.
             attention_mask, interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies,
-                output_energy_parts, num_steps, return_dict: see [`EnergyTransformerModel`].
+                output_energy_parts, num_steps, tolerance, return_dict: see [`EnergyTransformerModel`].
 
         Example:
 
@@ -576,6 +630,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
             output_energies=output_energies,
             output_energy_parts=output_energy_parts,
             num_steps=num_steps,
+            tolerance=tolerance,
             return_dict=True,
         )
         logits = self.classifier(outputs.pooler_output)
@@ -586,6 +641,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
             energies=outputs.energies,
             attentions=outputs.attentions,
             energy_parts=outputs.energy_parts,
+            num_steps_taken=outputs.num_steps_taken,
         )
 
 

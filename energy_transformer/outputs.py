@@ -38,6 +38,8 @@ class EnergyTransformerModelOutput(ModelOutput):
             Energy of each image at each state; with several blocks, that of the block whose step comes next.
         attentions (`tuple` of `torch.FloatTensor` of shape `(B, H, N, N)`, *optional*): for each step.
         energy_parts ([`EnergyParts`], *optional*): the energies, split.
+        num_steps_taken (`torch.LongTensor` of shape `(B,)`, *optional*):
+            With a `tolerance`, the steps until the image had settled, of all blocks together.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -46,6 +48,7 @@ class EnergyTransformerModelOutput(ModelOutput):
     energies: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     energy_parts: EnergyParts | None = None
+    num_steps_taken: torch.LongTensor | None = None
 
 
 @dataclass
@@ -56,7 +59,7 @@ class EnergyTransformerMaskedImageModelingOutput(ModelOutput):
         reconstruction (`torch.FloatTensor` of shape `(B, C, H, W)`):
             The decoded image, in the units of `pixel_values` (of the normalised patches with `norm_pix_loss`).
         mask (`torch.BoolTensor` of shape `(B, P)`): True for the patches in the loss.
-        hidden_states, energies, attentions, energy_parts: see [`EnergyTransformerModelOutput`].
+        hidden_states, energies, attentions, energy_parts, num_steps_taken: see [`EnergyTransformerModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -66,6 +69,7 @@ class EnergyTransformerMaskedImageModelingOutput(ModelOutput):
     energies: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     energy_parts: EnergyParts | None = None
+    num_steps_taken: torch.LongTensor | None = None
 
 
 @dataclass
@@ -74,7 +78,7 @@ class EnergyTransformerImageClassifierOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): given `labels`.
         logits (`torch.FloatTensor` of shape `(B, num_labels)`).
-        hidden_states, energies, attentions, energy_parts: see [`EnergyTransformerModelOutput`].
+        hidden_states, energies, attentions, energy_parts, num_steps_taken: see [`EnergyTransformerModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -83,3 +87,4 @@ class EnergyTransformerImageClassifierOutput(ModelOutput):
     energies: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     energy_parts: EnergyParts | None = None
+    num_steps_taken: torch.LongTensor | None = None

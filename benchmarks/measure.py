@@ -1,0 +1,95 @@
+"""Time, peak memory and the speed of matrix products, on a CPU or a GPU."""
+
+import ctypes
+import gc
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def machine_name(device: torch.device) -> str:
+    """The GPU, or the model and the number of threads of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    model = fields.get("model name", platform.machine())
+    return f"{model} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Of one call: CUDA events on a GPU, the CPU time of this process otherwise, which other programs do not change."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    start_time = time.process_time()
+    function()
+    return time.process_time() - start_time
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each function, after one call to warm up, one after the other in every round."""
+    for function in functions.values():
+        function()
+    times = [{name: seconds(function, device) for name, function in functions.items()} for _ in range(rounds)]
+    return {name: statistics.median(measured[name] for measured in times) for name in functions}
+
+
+def peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
+    """The most that a call holds above what was held before it; None where this cannot be measured.
+
+    On a CPU by the resident memory that Linux counts, after the allocator has handed back what is free.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not sys.platform.startswith("linux"):
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field + ":")))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device, or of the machine (unknown counts as endless)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return sys.maxsize
+    return 1024 * int(next(line.split()[1] for line in info.read_text().splitlines() if "MemAvailable" in line))
+
+
+def product_rate(dtype: torch.dtype, device: torch.device, rounds: int) -> float:
+    """Operations a second of a large product of square matrices, measured as everything else is."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / interleaved({"product": lambda: left @ right}, max(5, rounds), device)["product"]

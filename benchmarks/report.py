@@ -1,0 +1,148 @@
+"""Results of `run.py` as files: JSON and a plot for each machine, and one page of tables made of all of them."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+INTRODUCTION = """# Benchmarks
+
+Made by `make bench`; do not edit. All variants run the same block with the same weights, one after the other in every
+round; times are medians, of the CPU time of the process on a CPU and by CUDA events on a GPU. *reference* is the
+descent with its gradient from autograd, as the first PyTorch implementation has it (`reference.py`). *of reference*
+compares with the float32 reference, *of products* is the arithmetic of the matrix products that the step needs, over
+what this machine does in a large product of the same type, measured in the same run. *memory* is the peak above what
+was held before, *error* the relative error of the tokens after all steps against the float32 reference.
+"""
+
+OWED = """## Owed
+
+Every figure of a GPU: `make bench` on a machine with one, with `ARGS="--seed_checkout FOLDER --jax_checkout FOLDER"`
+for the other implementations. The fused kernels have been compiled for sm_90 and run in Triton's interpreter, never on
+a GPU.
+"""
+
+
+def write_results(results: dict, folder: Path) -> Path:
+    """Write the JSON and the plot of this run in `folder/results`, then RESULTS.md from all that lies there."""
+    target = folder / "results"
+    target.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", results["machine"].lower()).strip("-")
+    (target / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    _plot(results, target / f"{name}.png")
+    return write_page(folder)
+
+
+def write_page(folder: Path) -> Path:
+    """RESULTS.md, from the JSON files in `folder/results`."""
+    measured = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    sections = [_section(results, path) for path, results in measured.items()]
+    if all(results["device"] != "cuda" for results in measured.values()):
+        sections.append(OWED)
+    page = folder / "RESULTS.md"
+    page.write_text("\n".join([INTRODUCTION, *sections]))
+    return page
+
+
+def _section(results: dict, path: Path) -> str:
+    rates = ", ".join(f"{dtype} {rate / 1e9:.0f} Gflop/s" for dtype, rate in results["product_rate"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts = [
+        f"## {results['machine']}\n",
+        f"{results['date']}, `{results['command']}`, rounds: {results['rounds']}; {versions}; products: {rates}.\n",
+        f"![{results['machine']}](results/{path.stem}.png)\n",
+    ]
+    for size, shape in results["sizes"].items():
+        for task in ("training", "inference"):
+            rows = [row for row in results["blocks"] if (row["size"], row["task"]) == (size, task)]
+            described = "{dim} wide, {heads} heads, {memories} memories, {tokens} tokens, {steps} steps, batch {batch}"
+            parts.append(f"### {size} size, {task} ({described.format(**shape)})\n\n{_block_table(rows)}")
+    title = "### One step at the ImageNet widths against the number of tokens N, batch 1"
+    parts.append(f"{title}\n\n{_grid(results['lengths'], 'tokens', _seconds_and_memory, by_task=True)}")
+    title = "### Peak memory of training at the CIFAR size against the number of steps T"
+    parts.append(f"{title}\n\n{_grid(results['steps'], 'steps', lambda row: _memory(row['peak_bytes']))}")
+    return "\n".join(parts)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _memory(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.0f} MiB"
+
+
+def _block_table(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    first = rows[0]
+    ratio = lambda row, key: "" if not row[key] or not first[key] else f"{row[key] / first[key]:.2f}"  # noqa: E731
+    header = ["", "time", "of reference", "images/s", "of products", "memory", "of reference", "error"]
+    return _table(
+        header,
+        (
+            [
+                row["variant"],
+                f"{row['seconds']:.3g} s",
+                ratio(row, "seconds"),
+                f"{row['images_per_second']:.3g}",
+                f"{100 * row['share']:.0f} %",
+                _memory(row["peak_bytes"]),
+                ratio(row, "peak_bytes"),
+                "" if row["error"] is None else f"{row['error']:.1e}",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _seconds_and_memory(row: dict) -> str:
+    return f"{row['seconds']:.3g} s, {_memory(row['peak_bytes'])}"
+
+
+def _grid(rows: list[dict], key: str, cell: Callable[[dict], str], by_task: bool = False) -> str:
+    """Variants down, values of `key` across; empty where a variant does not fit into the memory."""
+    values = sorted({row[key] for row in rows})
+    names = dict.fromkeys((row["task"], row["variant"]) if by_task else (row["variant"],) for row in rows)
+    cells = {(((row["task"], row["variant"]) if by_task else (row["variant"],)), row[key]): cell(row) for row in rows}
+    lines = ([", ".join(name), *(cells.get((name, value), "") for value in values)] for name in names)
+    return _table(["", *(str(value) for value in values)], lines)
+
+
+def _plot(results: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure.suptitle(results["machine"])
+    training = [row for row in results["blocks"] if row["task"] == "training"]
+    names = list(dict.fromkeys(row["variant"] for row in training))
+    for index, size in enumerate(results["sizes"]):
+        seconds = {row["variant"]: row["seconds"] for row in training if row["size"] == size}
+        if not seconds:
+            continue
+        places = [place + 0.4 * index for place in range(len(names))]
+        axes[0].barh(places, [seconds[name] / seconds["reference"] for name in names], 0.4, label=f"{size} size")
+    axes[0].set_yticks([place + 0.2 for place in range(len(names))], names)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("time of a training step, of the reference's")
+    axes[0].legend()
+    rows = [row for row in results["lengths"] if row["task"] == "training"]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name]
+        lengths = [row["tokens"] for row in mine]
+        axes[1].loglog(lengths, [row["seconds"] for row in mine], marker="o", label=name)
+        if all(row["peak_bytes"] for row in mine):
+            axes[2].loglog(lengths, [row["peak_bytes"] / 2**20 for row in mine], marker="o", label=name)
+    axes[1].set_ylabel("seconds, training, one step")
+    axes[2].set_ylabel("peak memory in MiB, training, one step")
+    for axis in axes[1:]:
+        axis.set_xlabel("tokens")
+        if rows:
+            axis.legend()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

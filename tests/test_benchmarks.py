@@ -1,0 +1,72 @@
+"""The benchmarks run and leave their files; what they measure is not tested."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from energy_transformer import EnergyTransformer
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments, script="run.py"):
+    return subprocess.run([sys.executable, BENCHMARKS / script, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_reference_computes_the_same_descent():
+    torch.manual_seed(0)
+    reference = load("reference").AutogradTransformer(24, 40, 3, num_steps=4).double()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours = EnergyTransformer(24, 40, 3, n_iters_default=4).double()
+    ours.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(reference(x), ours(x), rtol=1e-10, atol=1e-10)
+    gradients = []
+    for block in (reference, ours):
+        block(x).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in block.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
+
+
+def test_peak_memory_of_a_known_allocation():
+    measure = load("measure")
+    size = 2**27
+    found = measure.peak_bytes(lambda: torch.ones(size, dtype=torch.uint8), torch.device("cpu"))
+    if found is None:
+        pytest.skip("resident memory is read from /proc")
+    assert 0.99 * size <= found < 1.5 * size
+
+
+@pytest.mark.slow
+def test_a_quick_run_leaves_a_table_a_plot_and_the_numbers(tmp_path):
+    result = run("--quick", "--device", "cpu", "--output_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (numbers,) = (tmp_path / "results").glob("*.json")
+    results = json.loads(numbers.read_text())
+    assert {row["variant"] for row in results["blocks"]} >= {"reference", "eager", "chunked", "eager bf16"}
+    assert all(row["seconds"] > 0 for row in results["blocks"] + results["lengths"])
+    assert all(row["error"] < 1e-4 for row in results["blocks"] if "bf16" not in row["variant"])
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert results["machine"] in page and numbers.with_suffix(".png").is_file()
+
+
+def test_a_mistake_is_one_line():
+    result = run("--seed_checkout", "nowhere")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "seed_checkout: there is no energy_transformer/energy_transformers.py in nowhere"
+    )

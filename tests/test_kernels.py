@@ -1,0 +1,326 @@
+"""The fused attention against the eager one in float64: on the device when there is one, else in Triton's interpreter.
+
+The interpreter multiplies bfloat16 wrongly, so that this dtype is only compiled here when there is no device.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from energy_transformer import EnergyLayerNorm, EnergyTransformer
+from energy_transformer.attention_backends import eager_attention, eager_logsumexp
+
+triton = pytest.importorskip("triton")
+
+from energy_transformer.kernels import energy_attention, triton_attention, triton_kernels, triton_logsumexp  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="run by the test of the interpreter")
+compiled = pytest.mark.skipif(INTERPRETED, reason="needs kernels that are compiled")
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="this run tests the kernels itself")
+def test_the_interpreter_agrees():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    result = subprocess.run(
+        command,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+
+
+def make(shape=(2, 3, 37, 16), dtype=torch.float32, beta=(0.7, -0.4, 1.3)):
+    """Query and key as the projections leave them, (B, N, H, Y) seen as (B, H, N, Y), and beta."""
+    generator = torch.Generator().manual_seed(0)
+    *leading, heads, length, width = shape
+    tensors = [torch.randn(*leading, length, heads, width, generator=generator).transpose(-3, -2) for _ in range(2)]
+    tensors = [tensor.to(DEVICE, dtype).requires_grad_() for tensor in tensors]
+    assert heads <= len(beta)
+    return *tensors, torch.tensor(beta[:heads], device=DEVICE).requires_grad_()
+
+
+def masks(kind, length, batch=2):
+    generator = torch.Generator().manual_seed(1)
+    mask = tokens = None
+    if "pairs" in kind:
+        mask = torch.rand(batch, length, length, generator=generator) < 0.6
+        mask[0, 2] = False
+    if "shared" in kind:
+        mask = torch.rand(length, length, generator=generator) < 0.6
+    if "columns" in kind:
+        mask = torch.rand(batch, 1, length, generator=generator) < 0.6
+    if "padding" in kind:
+        tokens = torch.rand(batch, length, generator=generator) < 0.7
+    return [None if tensor is None else tensor.to(DEVICE) for tensor in (mask, tokens)]
+
+
+def whole_mask(mask, tokens, attend_to_self, length):
+    """All restrictions as one mask (..., N, N), None when there are none."""
+    if mask is None and tokens is None and attend_to_self:
+        return None
+    allowed = torch.ones(1, length, length, dtype=torch.bool, device=DEVICE)
+    if mask is not None:
+        allowed = allowed & mask
+    if tokens is not None:
+        allowed = allowed & tokens[..., :, None] & tokens[..., None, :]
+    return allowed if attend_to_self else allowed & ~torch.eye(length, dtype=torch.bool, device=DEVICE)
+
+
+def error(found, expected):
+    """Relative to the largest number, or to 1: what cancels to nearly nothing keeps the error of its terms."""
+    assert found.shape == expected.shape and found.isfinite().all()
+    return ((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
+
+
+def close(found, expected, dtype):
+    assert error(found, expected) <= TOLERANCES[dtype]
+
+
+def with_grads(function, inputs, *options):
+    """Results, and the gradients of a random function of them."""
+    results = function(*inputs, *options)
+    results = results if isinstance(results, tuple) else (results,)
+    generator = torch.Generator().manual_seed(2)
+    upstream = [torch.randn(result.shape, generator=generator).to(result) for result in results]
+    return results, torch.autograd.grad(results, inputs, upstream)
+
+
+def agree(fused, eager, inputs, mask, tokens, attend_to_self):
+    dtype = inputs[0].dtype
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    found = with_grads(fused, inputs, mask, tokens, attend_to_self)
+    allowed = whole_mask(mask, tokens, attend_to_self, inputs[0].shape[-2])
+    expected = with_grads(eager, exact, allowed)
+    rounded = with_grads(eager, inputs, allowed)
+    for results in zip(*(itertools.chain(*numbers) for numbers in (found, rounded, expected)), strict=True):
+        ours, eagers, right = results
+        assert error(ours, right) <= TOLERANCES[dtype] + 2 * error(eagers, right)
+
+
+PAIRS = [(triton_attention, eager_attention), (triton_logsumexp, eager_logsumexp)]
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("attend_to_self", [True, False])
+@pytest.mark.parametrize("kind", ["none", "pairs", "columns", "padding", "shared and padding"])
+@pytest.mark.parametrize("fused, eager", PAIRS, ids=["terms", "logsumexp"])
+def test_values_and_gradients_under_every_mask(fused, eager, kind, attend_to_self, dtype):
+    agree(fused, eager, make(dtype=dtype), *masks(kind, 37), attend_to_self)
+
+
+@runs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 1, 16), (1, 2, 64, 32), (1, 1, 65, 64), (2, 1, 130, 24), (1, 1, 70, 128), (3, 9, 7), (2, 2, 1, 19, 40)],
+    ids=str,
+)
+@pytest.mark.parametrize("fused, eager", PAIRS, ids=["terms", "logsumexp"])
+def test_every_length_width_and_number_of_axes(fused, eager, shape, dtype):
+    agree(fused, eager, make(shape, dtype), None, None, True)
+
+
+@runs
+def test_layouts_and_upstream_gradients_of_any_stride():
+    query, key, beta = make()
+    expected = with_grads(triton_attention, (query, key, beta))
+    packed = torch.cat([query, key], -1).detach()
+    slices = packed[..., :16].requires_grad_(), packed[..., 16:].requires_grad_()
+    found = with_grads(triton_attention, (*slices, beta))
+    columns = [tensor.detach().transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for tensor in slices]
+    for other in (found, with_grads(triton_attention, (*columns, beta))):
+        torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-5)
+    sums = sum(term.sum() for term in triton_attention(query, key, beta))  # its upstream gradient has stride 0
+    ones = sum((term * torch.ones_like(term)).sum() for term in triton_attention(query, key, beta))
+    grads = [torch.autograd.grad(value, (query, key, beta)) for value in (sums, ones)]
+    torch.testing.assert_close(*grads)
+
+
+@runs
+def test_beta_as_a_number_or_one_for_all_heads():
+    query, key, _ = make()
+    exact = eager_attention(query.double(), key.double(), 0.5)
+    shared = torch.tensor([0.5], device=DEVICE, requires_grad=True)
+    for beta in (0.5, shared):
+        for found, expected in zip(triton_attention(query, key, beta), exact, strict=True):
+            close(found, expected, torch.float32)
+    agree(triton_attention, eager_attention, (query, key, shared), None, None, True)
+
+
+@runs
+def test_padding_may_hold_anything():
+    query, key, beta = make()
+    tokens = torch.ones(2, 37, dtype=torch.bool, device=DEVICE)
+    tokens[1, 30:] = False
+    expected = with_grads(triton_attention, (query, key, beta), None, tokens)
+    dirty = [x.detach().masked_fill(~tokens[:, None, :, None], torch.nan).requires_grad_() for x in (query, key)]
+    found = with_grads(triton_attention, (*dirty, beta), None, tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert (found[0][0][1, :, 30:] == 0).all() and (found[1][1][1, :, 30:] == 0).all()
+
+
+@runs
+def test_one_term_alone_is_differentiated():
+    query, key, beta = make()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, beta)]
+    for index in range(2):
+        found = torch.autograd.grad(triton_attention(query, key, beta)[index].sum(), (query, key, beta))
+        expected = torch.autograd.grad(eager_attention(*exact)[index].sum(), exact)
+        for left, right in zip(found, expected, strict=True):
+            close(left, right, torch.float32)
+
+
+@runs
+def test_results_lie_as_the_next_projection_reads_them():
+    query, key, beta = make()
+    for tensor in (*triton_attention(query, key, beta), *with_grads(triton_attention, (query, key, beta))[1][:2]):
+        assert tensor.transpose(-3, -2).is_contiguous()
+
+
+@runs
+def test_empty_batch():
+    query, key, beta = make((0, 3, 37, 16))
+    assert triton_attention(query, key, beta).pulled_by_keys.shape == query.shape
+
+
+@runs
+@pytest.mark.parametrize("function", [triton_attention, triton_logsumexp])
+def test_a_second_derivative_is_refused(function):
+    inputs = make((1, 1, 5, 16))
+    result = function(*inputs)
+    value = (result[0] if isinstance(result, tuple) else result).sum()
+    grad = torch.autograd.grad(value, inputs[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="can be differentiated once only"):
+        grad.sum().backward()
+
+
+@runs
+@pytest.mark.parametrize("function", [triton_attention, triton_logsumexp])
+def test_no_graph_break_when_compiled(function):
+    inputs, (mask, tokens) = make(), masks("pairs and padding", 37)
+    expected = with_grads(function, inputs, mask, tokens, False)
+    whole = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(with_grads(whole, inputs, mask, tokens, False), expected)
+
+
+@runs
+@pytest.mark.parametrize("name", ["attention_operator", "logsumexp_operator"])
+def test_operators_are_registered_as_torch_wants_them(name):
+    inputs = (*make((2, 3, 9, 16)), *masks("pairs and padding", 9), False)
+    torch.library.opcheck(getattr(energy_attention, name), inputs, rtol=1e-4, atol=1e-4)
+
+
+@runs
+def test_masks_of_numbers_are_refused():
+    query, key, beta = make()
+    with pytest.raises(ValueError, match=r"mask and tokens must be of dtype torch\.bool"):
+        triton_attention(query, key, beta, torch.zeros(37, 37, device=DEVICE))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a model takes the fused attention on a CUDA device only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_learns_the_same(dtype):
+    gradients = {}
+    for backend, precision in (("eager", torch.float64), ("triton", dtype)):
+        torch.manual_seed(0)
+        block = EnergyTransformer(64, 128, 2, norm=EnergyLayerNorm, attn_implementation=backend)
+        for weight in (block.mha.Wq, block.mha.Wk, block.hopfield.W):
+            torch.nn.init.normal_(weight, std=0.1)
+        block.to(DEVICE, precision)
+        x = torch.randn(2, 70, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE, precision)
+        block(x).float().square().sum().backward()
+        gradients[backend] = [parameter.grad for parameter in block.parameters()]
+    for found, expected in zip(gradients["triton"], gradients["eager"], strict=True):
+        close(found, expected, dtype)
+
+
+@compiled
+def test_what_the_kernels_cannot_do_is_refused():
+    query, key, beta = (tensor.detach() for tensor in make())
+    with pytest.raises(ValueError, match=r'got torch\.float64 and torch\.float64; use attn_implementation "eager"'):
+        triton_attention(query.double(), key.double(), beta)
+    with pytest.raises(ValueError, match=r"a head width Y of 1 to 128, got \(1, 2, 136\)"):
+        triton_logsumexp(torch.zeros(1, 2, 136), torch.zeros(1, 2, 136), 1.0)
+    with pytest.raises(ValueError, match="needs a CUDA device, got tensors on cpu"):
+        triton_attention(query.cpu(), key.cpu(), beta.cpu())
+
+
+def test_without_triton_the_import_says_what_to_install():
+    code = "import sys; sys.modules['triton'] = None\ntry: import energy_transformer.kernels\n"
+    code += "except ImportError as error: print(error)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "pip install triton" in found and "chunked" in found
+
+
+KERNELS = ["forward_rows", "forward_columns", "backward_rows", "backward_columns"]
+POINTERS = {"mask": "u8", "tokens": "u8"} | dict.fromkeys(
+    ["beta", "logsumexp", "row_weights", "row_sums", "grad_beta"], "fp32"
+)
+
+
+def compile_for_h100(kernel, dtype, width, masked, precision):
+    """Resource usage that cuobjdump finds in the machine code for sm_90, and the shared memory in bytes."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    block, inner, warps, stages = energy_attention._tile(width, torch_dtype, kernel.startswith("backward"))
+    function = getattr(triton_kernels, kernel)
+    constants = {"ATTEND_TO_SELF": False, "PRECISION": precision, "WIDTH": width, "BLOCK": block, "INNER": inner}
+    if masked:
+        constants["mask_j"] = 1
+    else:
+        constants |= dict.fromkeys({"mask", "tokens", "row_weights"} & set(function.arg_names))
+    signature, attributes = {}, {}
+    for position, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in ("heads", "length", "width") or name[-2:] in ("_b", "_h", "_n", "_i", "_j"):
+            signature[name] = "i32"
+        else:
+            signature[name] = "*" + POINTERS.get(name, dtype)
+        if name not in constants and name not in ("heads", "length"):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constants, attributes)
+    options = {"num_warps": warps, "num_stages": stages}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def stack_bytes(binary, path):
+    (path / "kernel.cubin").write_bytes(binary.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [tool, "--dump-resource-usage", path / "kernel.cubin"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(usage.split("STACK:")[1].split()[0])
+
+
+@compiled
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_half_precision_compiles_for_an_h100_without_spills(kernel, width, masked, tmp_path):
+    binary = compile_for_h100(kernel, "bf16", width, masked, "tf32x3")
+    assert stack_bytes(binary, tmp_path) == 0
+    assert binary.metadata.shared <= 99 * 1024  # what a consumer's GPU has
+
+
+@compiled
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_float32_compiles_for_an_h100_without_spills(kernel, width, tmp_path):
+    binary = compile_for_h100(kernel, "fp32", width, True, "tf32x3")
+    assert stack_bytes(binary, tmp_path) == 0
+    assert binary.metadata.shared <= 99 * 1024
