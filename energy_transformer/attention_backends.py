@@ -319,21 +319,26 @@ _BACKENDS = {
     "eager": AttentionBackend(eager_attention, eager_logsumexp),
     "chunked": AttentionBackend(chunked_attention, chunked_logsumexp),
 }
-try:
-    from energy_transformer.kernels import triton_attention, triton_logsumexp
-except ImportError:
-    triton_attention = None
-else:
-    _BACKENDS["triton"] = AttentionBackend(triton_attention, triton_logsumexp)
 ATTENTION_BACKENDS = ("auto", "eager", "chunked", "triton")
+
+
+def _triton_is_there() -> bool:
+    """Whether the kernels are installed; they import this file, so it imports them on first use."""
+    if "triton" not in _BACKENDS:
+        try:
+            from energy_transformer.kernels import triton_attention, triton_logsumexp
+        except ImportError:
+            return False
+        _BACKENDS["triton"] = AttentionBackend(triton_attention, triton_logsumexp)
+    return True
 
 
 def check_attention_backend(name: str) -> None:
     """Raises ValueError when `name` is none of [`ATTENTION_BACKENDS`], or cannot run on this machine."""
     if name not in ATTENTION_BACKENDS:
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION_BACKENDS)}, got {name!r}")
-    if name == "triton" and (triton_attention is None or not torch.cuda.is_available()):
-        lacking = "a CUDA device" if triton_attention is not None else "the packages energy-transformer and triton"
+    if name == "triton" and not (torch.cuda.is_available() and _triton_is_there()):
+        lacking = "the packages energy-transformer and triton" if torch.cuda.is_available() else "a CUDA device"
         raise ValueError(f"attn_implementation='triton' needs {lacking}; use 'auto', 'chunked' or 'eager'")
 
 
@@ -352,7 +357,8 @@ def attention_backend(name: str, query: torch.Tensor) -> AttentionBackend:
     head widths of at most 128 in at most float32 on CUDA, where it is installed; else chunked.
     """
     if name == "auto":
-        fused = "triton" in _BACKENDS and query.is_cuda and query.shape[-1] <= 128 and query.dtype != torch.float64
+        fits = query.is_cuda and query.shape[-1] <= 128 and query.dtype != torch.float64
+        fused = fits and _triton_is_there()
         name = "eager" if _only_eager_can() else "triton" if fused else "chunked"
     check_attention_backend(name)
     return _BACKENDS[name]
