@@ -7,6 +7,7 @@ so that a run cut short leaves what it has.
 import datetime
 import gc
 import platform
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def main(argv: list[str]) -> None:
         "machine": measure.machine_name(device),
         "device": device.type,
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python benchmarks/run.py", *(Path(item).name for item in argv)]),
+        "command": "python benchmarks/run.py " + shlex.join(Path(item).name for item in argv),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
