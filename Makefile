@@ -29,8 +29,14 @@ train-classification: $(INSTALLED) ## Train a classifier of the embedded photogr
 test: $(INSTALLED) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-slow: $(INSTALLED) ## Run the tests that take minutes
+# transformers imports torchao wherever it is installed, for a second and with warnings: it stays out of .venv.
+.torchao: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ 'torchao>=0.18'
+	@touch $@
+
+test-slow: $(INSTALLED) .torchao ## Run the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	PYTHONPATH=.torchao OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ecosystem_quantization.py tests/test_ecosystem_docs.py
 
 conformance: $(INSTALLED) ## Run transformers' own common tests on the models (downloads their source)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/run.py $(ARGS)
@@ -48,4 +54,4 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything that was made
-	rm -rf .venv .conformance outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .torchao .conformance outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 """Every snippet of docs/ecosystem.md runs as it stands there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -16,9 +17,12 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE |
 
 
 NAMES = "head offload sizes masks norm_pix masked_images_trainer classification_trainer lora pipeline compile onnx int8"
-SLOW = ["compile"]
+MARKS = {
+    "compile": pytest.mark.slow,
+    "int8": pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="`make test-slow` brings torchao"),
+}
 CASES = [
-    pytest.param(snippet, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+    pytest.param(snippet, id=name, marks=MARKS.get(name, ()))
     for name, snippet in zip(NAMES.split(), SNIPPETS, strict=True)
 ]
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -113,7 +114,9 @@ def test_the_printed_error_is_that_of_the_saved_model(finished):
         assert results[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_same_seed_same_numbers_to_the_last_digit(tmp_path):
+def test_same_seed_same_numbers_to_the_last_digit(tmp_path, monkeypatch):
+    """The first run decodes the images, the others find them in the cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     first, second = train(tmp_path / "a"), train(tmp_path / "b")
     timed = {"train_seconds", "train_samples_per_second", "train_data_wait_share"}
     assert {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}

@@ -222,7 +222,7 @@ def _hardware(run: dict) -> str:
 
 def _limits(data: dict, run: dict, config: EnergyTransformerConfig) -> list[str]:
     height, width = config.image_height_width
-    count = f"{run['train_samples']:,} " if "train_samples" in run else ""
+    count = f"{run['train_samples']:,} " if run.get("train_samples") else ""
     limits = [
         f"It was trained on {count}images of {height}×{width} pixels and measured on {run['eval_samples']:,} from the "
         "same source: nothing is known of its error on other images or at other sizes.",

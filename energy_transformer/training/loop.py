@@ -93,9 +93,9 @@ class Training(ABC):
         self.publisher: Publisher | None = None
         if args.push_to_hub and self.accelerator.is_main_process:
             self.publisher = Publisher(args)
-        set_seed(args.seed)
         self._build_data()
         self.total_steps = self._count_steps()
+        set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
         self.timer, self.grad_norm = StepTimer(), None
         self.last_loss: float | None = None

@@ -43,6 +43,8 @@ def pull_state(name: str) -> Path:
         UserError: when there is no such folder nor repository, it cannot be reached, or it holds no state.
     """
     repo_id, revision = split_revision(name)
+    if "/" not in repo_id:
+        raise UserError(f"{name} is not a saved state (a folder checkpoint-STEP), nor a repository USER/REPO")
     try:
         validate_repo_id(repo_id)
         snapshot = pull(repo_id, revision, allow_patterns=[f"{LAST_CHECKPOINT}/*"])
