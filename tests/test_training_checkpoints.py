@@ -80,6 +80,13 @@ def test_the_best_is_kept_and_taken_at_the_end(tmp_path):
     assert results["eval_masked_mse"] == pytest.approx(measured[best], rel=1e-6)
 
 
+def test_a_best_state_that_is_never_measured_is_refused(tmp_path):
+    words = ["--load_best_model_at_end", "--eval_steps=5", "--checkpointing_steps=4"]
+    with pytest.raises(UserError, match=r"eval_steps 5 and checkpointing_steps 4 meet at step 20 .* last of 12"):
+        build(tmp_path, *words)
+    build(tmp_path, *words, "--max_train_steps=20")
+
+
 def test_latest_without_a_state_starts_anew_unless_a_model_would_be_lost(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         train(tmp_path, "--resume_from_checkpoint=latest", "--max_train_steps=1")

@@ -95,6 +95,7 @@ class Training(ABC):
             self.publisher = Publisher(args)
         self._build_data()
         self.total_steps = self._count_steps()
+        self._check_best_is_measured()
         set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
         self.timer, self.grad_norm = StepTimer(), None
@@ -290,6 +291,19 @@ class Training(ABC):
             return args.max_train_steps
         return args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
 
+    def _check_best_is_measured(self) -> None:
+        """See that a state is saved where it is evaluated, without which none can be the best."""
+        args = self.args
+        if not args.load_best_model_at_end:
+            return
+        first = math.lcm(self._interval(args.eval_steps), self._interval(args.checkpointing_steps))
+        if first > self.total_steps:
+            raise UserError(
+                f"load_best_model_at_end: eval_steps {args.eval_steps} and checkpointing_steps "
+                f"{args.checkpointing_steps} meet at step {first} for the first time, after the last of "
+                f"{self.total_steps}: let one be a multiple of the other"
+            )
+
     def _train(self, interruption: Interruption) -> None:
         args = self.args
         progress = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
@@ -436,8 +450,12 @@ class Training(ABC):
                 self.save_pictures(model.eval(), self.folder / "samples" / f"step-{self.step}")
         self.accelerator.wait_for_everyone()
 
+    def _interval(self, every: str | None) -> int:
+        """In steps; 0 for never."""
+        return (self.train_loader.steps_per_epoch or 0) if every == "epoch" else int(every or 0)
+
     def _is_due(self, every: str | None) -> bool:
-        interval = self.train_loader.steps_per_epoch if every == "epoch" else int(every or 0)
+        interval = self._interval(every)
         return bool(interval) and self.step % interval == 0
 
     def _whole_model(self) -> PreTrainedModel:
