@@ -95,6 +95,24 @@ def test_latest_without_a_state_starts_anew_unless_a_model_would_be_lost(tmp_pat
         build(tmp_path, "--resume_from_checkpoint=latest")
 
 
+def test_latest_without_a_state_deletes_no_file_of_the_user(tmp_path):
+    (tmp_path / "README.md").write_text("of a project")
+    with pytest.raises(UserError, match=r"no saved state in .*, but a file to be replaced: README.md"):
+        build(tmp_path, "--resume_from_checkpoint=latest")
+    assert (tmp_path / "README.md").read_text() == "of a project"
+
+
+def test_a_state_of_another_folder_is_not_mixed_with_the_run_that_is_there(saved, tmp_path):
+    words = [f"--resume_from_checkpoint={saved / 'checkpoint-4'}", "--max_train_steps=6", "--checkpointing_steps=3"]
+    train(tmp_path, "--checkpointing_steps=12", "--seed=1")
+    with pytest.raises(UserError, match="already holds files of another run"):
+        build(tmp_path, *words)
+    assert states(tmp_path) == ["checkpoint-12"]
+    train(tmp_path, *words, "--overwrite_output_dir")
+    assert states(tmp_path) == ["checkpoint-6"] and sorted(losses(tmp_path)) == [5, 6]
+    train(tmp_path, *words)  # the words of a job that is started again
+
+
 def test_the_moving_average_is_resumed_and_is_what_is_saved(tmp_path):
     train(tmp_path / "a", "--ema_decay=0.9", "--checkpointing_steps=5")
     train(tmp_path / "plain")

@@ -104,6 +104,11 @@ def newest_state(output_dir: Path) -> Path | None:
     return states[-1].folder if states else None
 
 
+def holds_run(output_dir: Path, run_id: str) -> bool:
+    """Whether a state of this run is in the folder."""
+    return any(state.run_id == run_id for state in _saved_states(output_dir))
+
+
 def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedState | None:
     """The saved state to go on from, verified; None for a new run, also where `latest` finds no state at all.
 

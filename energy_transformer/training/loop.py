@@ -43,7 +43,7 @@ from .interruption import Interruption
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
-from .output_folder import check_output_dir, prepare_output_dir
+from .output_folder import check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu, vectors_to_scalars
 
@@ -118,7 +118,7 @@ class Training(ABC):
         self.step = self.checkpoints.load(state) if state else 0
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            prepare_output_dir(self.folder, bool(state), self.pictures)
+            prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
         self.accelerator.wait_for_everyone()
         start_tracker(self.accelerator, args, self.checkpoints.run_id, self.step)
         self.log = TrainingLog(self.accelerator, self.folder, self.step)
