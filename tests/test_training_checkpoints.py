@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from training_runs import build, finish, log, losses, script, train, weights
+from training_runs import build, finish, launcher, log, losses, script, train, weights
 
 from energy_transformer.errors import UserError
 from energy_transformer.training.checkpoints import SavedState, best_state, find_state
@@ -152,3 +152,12 @@ def test_a_full_disk_keeps_the_last_good_state(small_disk):
     done = finish(script(run, *words, "--resume_from_checkpoint=latest"))
     assert done.returncode == 0, done.stderr
     assert states(run) == [f"checkpoint-{last + 2}"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_does_not_stop_sharded_processes(small_disk):
+    (small_disk / "filler").write_bytes(bytes(1_300_000))
+    done = finish(launcher("fsdp", small_disk / "run", "--checkpointing_steps=1", "--max_train_steps=40"))
+    assert "the state could not be saved, the last good one is kept: No space left on device" in done.stderr
+    assert "step 40: the state could not be saved" in done.stderr, "it goes on to the end"
+    assert states(small_disk / "run") and not list((small_disk / "run").glob(".saving-*"))

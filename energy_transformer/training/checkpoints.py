@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 from ..errors import UserError
 from .loaders import TrainLoader
@@ -175,7 +176,7 @@ class Checkpoints:
             with self._together(temporary):
                 self.accelerator.save_state(str(temporary))
                 torch.save(self.loader.state_dict(), temporary / _LOADER.format(self.accelerator.process_index))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             failure = _write_failure(error)
         if not self._failed_anywhere(failure) and self.accelerator.is_main_process:
             try:
@@ -263,15 +264,17 @@ class Checkpoints:
             self.accelerator.load_state(str(state.folder))
             process = min(self.accelerator.process_index, state.num_processes - 1)
             self.loader.load_state_dict(torch.load(state.folder / _LOADER.format(process), weights_only=True))
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError, CheckpointException) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"resume_from_checkpoint: {state.folder} is of another model or run: {reason}") from error
         self.accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
         return state.step
 
 
-def _write_failure(error: Exception) -> str:
+def _write_failure(error: BaseException) -> str:
     """The reason in one line; an error that is not about writing is raised again."""
+    if isinstance(error, CheckpointException):  # of sharded processes: the error of each that failed
+        error = next(iter(error.failures.values()))[0]
     if isinstance(error, RuntimeError) and not any(part in str(error) for part in _TORCH_WRITE_FAILURES):
         raise error
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
