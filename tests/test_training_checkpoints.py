@@ -80,6 +80,22 @@ def test_the_best_is_kept_and_taken_at_the_end(tmp_path):
     assert results["eval_masked_mse"] == pytest.approx(measured[best], rel=1e-6)
 
 
+def test_a_damaged_best_state_is_passed_over_at_the_end(tmp_path, caplog):
+    words = ["--checkpointing_steps=3", "--eval_steps=3", "--load_best_model_at_end"]
+    training = build(tmp_path, *words, "--learning_rate=3", "--num_warmup_steps=12", "--max_grad_norm=100")
+    load_best = training._load_best
+
+    def damage_and_load():
+        DAMAGES["cut off"](best_state(tmp_path, minimize=True).folder / "model.safetensors")
+        load_best()
+
+    training._load_best = damage_and_load
+    results = training.run()
+    measured = sorted(line["eval_masked_mse"] for line in log(tmp_path) if "eval_masked_mse" in line)
+    assert "load_best_model_at_end: passed over: " in caplog.text
+    assert results["eval_masked_mse"] == pytest.approx(measured[1], rel=1e-6)
+
+
 def test_a_best_state_that_is_never_measured_is_refused(tmp_path):
     words = ["--load_best_model_at_end", "--eval_steps=5", "--checkpointing_steps=4"]
     with pytest.raises(UserError, match=r"eval_steps 5 and checkpointing_steps 4 meet at step 20 .* last of 12"):

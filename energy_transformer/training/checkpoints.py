@@ -139,11 +139,14 @@ def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedSta
     return None
 
 
-def best_state(output_dir: Path, minimize: bool) -> SavedState | None:
-    """That of the least, or else the greatest, `metric`."""
+def ranked_states(output_dir: Path, minimize: bool) -> list[SavedState]:
+    """Those with a `metric`, the one of the least, or else the greatest, first."""
     measured = [(state.metric, state) for state in _saved_states(output_dir) if state.metric is not None]
-    choose = min if minimize else max
-    return choose(measured, key=lambda pair: pair[0])[1] if measured else None
+    return [state for _, state in sorted(measured, key=lambda pair: pair[0], reverse=not minimize)]
+
+
+def best_state(output_dir: Path, minimize: bool) -> SavedState | None:
+    return next(iter(ranked_states(output_dir, minimize)), None)
 
 
 class Checkpoints:

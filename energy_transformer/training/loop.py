@@ -37,7 +37,7 @@ from ..errors import UserError
 from ..hub.cards import write_card
 from ..image_processing import build_image_processor
 from .arguments import CommonArguments
-from .checkpoints import Checkpoints, best_state, find_state, newest_state, write_json
+from .checkpoints import Checkpoints, find_state, newest_state, ranked_states, write_json
 from .hardware import device_name
 from .interruption import Interruption
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
@@ -192,9 +192,9 @@ class Training(ABC):
         with Interruption(self.accelerator) as interruption:
             self._train(interruption)
         self.accelerator.wait_for_everyone()
-        if self.args.load_best_model_at_end and (best := best_state(self.folder, self.minimize)):
-            logger.info(f"the best state is {best.folder.name}")
-            self.checkpoints.load(best)
+        broken_images = self._report_broken_images()  # before an earlier state tells of fewer
+        if self.args.load_best_model_at_end:
+            self._load_best()
         seconds = self.timer.seconds
         with self._evaluated_weights():
             results: dict[str, float | None] = {
@@ -204,7 +204,7 @@ class Training(ABC):
                 "train_seconds": seconds,
                 "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
                 "train_data_wait_share": self.timer.data_share,
-                "train_broken_images": self._report_broken_images(),
+                "train_broken_images": broken_images,
                 "eval_broken_images": self.eval_images.broken_images()[0],
             }
             model = self._whole_model()
@@ -215,6 +215,19 @@ class Training(ABC):
         if self.publisher:
             print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
         return results
+
+    def _load_best(self) -> None:
+        """The best of the saved states that are whole; the model stays as it is where none is."""
+        for state in ranked_states(self.folder, self.minimize):
+            try:
+                state.verify()
+            except UserError as error:
+                logger.warning(f"load_best_model_at_end: passed over: {error}")
+            else:
+                logger.info(f"the best state is {state.folder.name}")
+                self.checkpoints.load(state)
+                return
+        logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
 
     @property
     def images_per_step(self) -> int:
