@@ -327,6 +327,8 @@ class Training(ABC):
             with_energies = is_last or (self.step + 1) % args.logging_steps == 0
             with self.timer.step():
                 loss, energies = self._optimizer_step(batches, with_energies)
+                if with_energies or self.accelerator.num_processes > 1:  # where the device is waited for next
+                    self._wait_for_device()
             self.step += 1
             progress.update()
             if with_energies:
@@ -346,6 +348,11 @@ class Training(ABC):
             if signal_number:
                 self._leave(progress, signal_number, saved)
         progress.close()
+
+    def _wait_for_device(self) -> None:
+        """Let a step's time be that of its work, not of handing it to the device."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def _evaluate_midway(self, progress) -> float:
         with self._evaluated_weights():
