@@ -170,6 +170,14 @@ def test_a_full_disk_keeps_the_last_good_state(small_disk):
     assert states(run) == [f"checkpoint-{last + 2}"]
 
 
+def test_a_full_disk_does_not_stop_pictures_and_trackers(small_disk):
+    (small_disk / "filler").write_bytes(bytes(1_900_000))
+    words = ["--sample_steps=1", "--max_train_steps=3", "--report_to=tensorboard"]
+    done = finish(script(small_disk / "run", *words))
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "step 3: the pictures could not be written: No space left on device" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_full_disk_does_not_stop_sharded_processes(small_disk):
     (small_disk / "filler").write_bytes(bytes(1_300_000))

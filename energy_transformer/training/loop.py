@@ -467,7 +467,10 @@ class Training(ABC):
         with self._evaluated_weights():
             model = self._whole_model()
             if self.accelerator.is_main_process:
-                self.save_pictures(model.eval(), self.folder / "samples" / f"step-{self.step}")
+                try:
+                    self.save_pictures(model.eval(), self.folder / "samples" / f"step-{self.step}")
+                except OSError as error:
+                    logger.warning(f"step {self.step}: the pictures could not be written: {error.strerror or error}")
         self.accelerator.wait_for_everyone()
 
     def _interval(self, every: str | None) -> int:
