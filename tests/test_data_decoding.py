@@ -206,5 +206,16 @@ def test_a_row_without_an_image_is_broken(tmp_path):
     assert len(images) == 2 and images.broken_images() == (1, ["there is no image of row 1 in column 'image'"])
 
 
+def test_an_image_of_no_bytes_is_broken(tmp_path):
+    write_images(tmp_path / "images")
+    good = (tmp_path / "images" / "0.png").read_bytes()
+    rows = [{"bytes": content, "path": None} for content in (good, b"")]
+    split = datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image())
+    images = ImageTensors(split, "image", PROCESSOR)
+    assert len(images) == 1
+    (reason,) = images.broken_images()[1]
+    assert reason == "cannot read the image of row 1 in column 'image': it is of no format that Pillow knows"
+
+
 def test_the_report_names_the_first_few():
     assert broken_images_report(7, ["a", "b"]) == "passed over 7 broken images: a; b; and 5 more"

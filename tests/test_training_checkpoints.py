@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from training_runs import build, finish, log, losses, script, train, weights
+from training_runs import build, finish, launcher, log, losses, script, train, weights
 
 from energy_transformer.errors import UserError
 from energy_transformer.training.checkpoints import SavedState, best_state, find_state
@@ -80,12 +80,53 @@ def test_the_best_is_kept_and_taken_at_the_end(tmp_path):
     assert results["eval_masked_mse"] == pytest.approx(measured[best], rel=1e-6)
 
 
+def test_a_damaged_best_state_is_passed_over_at_the_end(tmp_path, caplog):
+    words = ["--checkpointing_steps=3", "--eval_steps=3", "--load_best_model_at_end"]
+    training = build(tmp_path, *words, "--learning_rate=3", "--num_warmup_steps=12", "--max_grad_norm=100")
+    load_best = training._load_best
+
+    def damage_and_load():
+        DAMAGES["cut off"](best_state(tmp_path, minimize=True).folder / "model.safetensors")
+        load_best()
+
+    training._load_best = damage_and_load
+    results = training.run()
+    measured = sorted(line["eval_masked_mse"] for line in log(tmp_path) if "eval_masked_mse" in line)
+    assert "load_best_model_at_end: passed over: " in caplog.text
+    assert results["eval_masked_mse"] == pytest.approx(measured[1], rel=1e-6)
+
+
+def test_a_best_state_that_is_never_measured_is_refused(tmp_path):
+    words = ["--load_best_model_at_end", "--eval_steps=5", "--checkpointing_steps=4"]
+    with pytest.raises(UserError, match=r"eval_steps 5 and checkpointing_steps 4 meet at step 20 .* last of 12"):
+        build(tmp_path, *words)
+    build(tmp_path, *words, "--max_train_steps=20")
+
+
 def test_latest_without_a_state_starts_anew_unless_a_model_would_be_lost(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         train(tmp_path, "--resume_from_checkpoint=latest", "--max_train_steps=1")
     assert "there is no saved state" in caplog.text and "starts anew" in caplog.text
     with pytest.raises(UserError, match=r"there is no saved state in .* but a finished model"):
         build(tmp_path, "--resume_from_checkpoint=latest")
+
+
+def test_latest_without_a_state_deletes_no_file_of_the_user(tmp_path):
+    (tmp_path / "README.md").write_text("of a project")
+    with pytest.raises(UserError, match=r"no saved state in .*, but a file to be replaced: README.md"):
+        build(tmp_path, "--resume_from_checkpoint=latest")
+    assert (tmp_path / "README.md").read_text() == "of a project"
+
+
+def test_a_state_of_another_folder_is_not_mixed_with_the_run_that_is_there(saved, tmp_path):
+    words = [f"--resume_from_checkpoint={saved / 'checkpoint-4'}", "--max_train_steps=6", "--checkpointing_steps=3"]
+    train(tmp_path, "--checkpointing_steps=12", "--seed=1")
+    with pytest.raises(UserError, match="already holds files of another run"):
+        build(tmp_path, *words)
+    assert states(tmp_path) == ["checkpoint-12"]
+    train(tmp_path, *words, "--overwrite_output_dir")
+    assert states(tmp_path) == ["checkpoint-6"] and sorted(losses(tmp_path)) == [5, 6]
+    train(tmp_path, *words)  # the words of a job that is started again
 
 
 def test_the_moving_average_is_resumed_and_is_what_is_saved(tmp_path):
@@ -127,3 +168,20 @@ def test_a_full_disk_keeps_the_last_good_state(small_disk):
     done = finish(script(run, *words, "--resume_from_checkpoint=latest"))
     assert done.returncode == 0, done.stderr
     assert states(run) == [f"checkpoint-{last + 2}"]
+
+
+def test_a_full_disk_does_not_stop_pictures_and_trackers(small_disk):
+    (small_disk / "filler").write_bytes(bytes(1_900_000))
+    words = ["--sample_steps=1", "--max_train_steps=3", "--report_to=tensorboard"]
+    done = finish(script(small_disk / "run", *words))
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "step 3: the pictures could not be written: No space left on device" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_does_not_stop_sharded_processes(small_disk):
+    (small_disk / "filler").write_bytes(bytes(1_300_000))
+    done = finish(launcher("fsdp", small_disk / "run", "--checkpointing_steps=1", "--max_train_steps=40"))
+    assert "the state could not be saved, the last good one is kept: No space left on device" in done.stderr
+    assert "step 40: the state could not be saved" in done.stderr, "it goes on to the end"
+    assert states(small_disk / "run") and not list((small_disk / "run").glob(".saving-*"))

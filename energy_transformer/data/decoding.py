@@ -72,7 +72,7 @@ def decode_image(source: dict | None, processor: PilBackend, where: str) -> torc
     Raises:
         UserError: when there is none or it is broken; names the file, or else `where`.
     """
-    if source is None:
+    if source is None or (source.get("bytes") is None and source.get("path") is None):
         raise UserError(f"there is no image {where}")
     return resize_to_tensor(load_image(source, len(processor.image_mean), where), processor)
 

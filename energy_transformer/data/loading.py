@@ -71,7 +71,12 @@ def load_image_datasets(
     else:
         if len(train) < 2:
             raise UserError(f"train_val_split needs 2 training images, or pass validation_dir; got {len(train)}")
-        parts = train.train_test_split(test_size=train_val_split, seed=seed)
+        try:
+            parts = train.train_test_split(test_size=train_val_split, seed=seed)
+        except ValueError as error:
+            raise UserError(
+                f"train_val_split {train_val_split} of {len(train)} images leaves none to train on"
+            ) from error
         train, held_out = parts["train"], parts["test"]
     column = _image_column(train, image_column_name)
     _image_column(held_out, column)

@@ -37,7 +37,7 @@ def load_image(source: dict[str, Any], num_channels: int, where: str) -> Image.I
     """
     name = source.get("path") or where
     try:
-        image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") else source["path"])
+        image = Image.open(io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"])
         if image.mode.startswith(("I", "F")):
             raise UserError(f"cannot read the image {name}: it has more than 8 bits a channel (mode {image.mode})")
         return image.convert("L" if num_channels == 1 else "RGB")

@@ -49,11 +49,20 @@ _COMMON_RULES: list[_Rule] = [
     ),
     (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "lie in [0, 1)"),
     (("ema_decay",), *_IS_SHARE),
+    (("warmup_ratio",), lambda value: value <= 1, "be at most 1"),
     (("layer_decay",), lambda value: 0 < value <= 1, "lie in (0, 1]"),
     (("seed",), lambda value: value < 2**32, "be below 2**32"),
     (("learning_rate", "num_train_epochs", "max_grad_norm"), lambda value: value > 0, "be greater than 0"),
     (
-        ("max_cached_bytes", "min_learning_rate", "num_warmup_steps", "warmup_ratio", "weight_decay", "seed"),
+        (
+            "dataloader_num_workers",
+            "max_cached_bytes",
+            "min_learning_rate",
+            "num_warmup_steps",
+            "warmup_ratio",
+            "weight_decay",
+            "seed",
+        ),
         lambda value: value >= 0,
         "not be negative",
     ),
@@ -155,6 +164,10 @@ class CommonArguments:
 
     def __post_init__(self) -> None:
         _check(self, _COMMON_RULES)
+        if self.min_learning_rate > self.learning_rate:
+            raise UserError(
+                f"min_learning_rate must be at most learning_rate {self.learning_rate}, got {self.min_learning_rate}"
+            )
         if self.hub_model_id and not self.push_to_hub:
             raise UserError("hub_model_id is where push_to_hub pushes: pass --push_to_hub too")
         if self.push_to_hub and self.hub_strategy == "checkpoint" and not self.checkpointing_steps:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 from ..errors import UserError
 from .loaders import TrainLoader
@@ -104,6 +105,11 @@ def newest_state(output_dir: Path) -> Path | None:
     return states[-1].folder if states else None
 
 
+def holds_run(output_dir: Path, run_id: str) -> bool:
+    """Whether a state of this run is in the folder."""
+    return any(state.run_id == run_id for state in _saved_states(output_dir))
+
+
 def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedState | None:
     """The saved state to go on from, verified; None for a new run, also where `latest` finds no state at all.
 
@@ -133,11 +139,14 @@ def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedSta
     return None
 
 
-def best_state(output_dir: Path, minimize: bool) -> SavedState | None:
-    """That of the least, or else the greatest, `metric`."""
+def ranked_states(output_dir: Path, minimize: bool) -> list[SavedState]:
+    """Those with a `metric`, the one of the least, or else the greatest, first."""
     measured = [(state.metric, state) for state in _saved_states(output_dir) if state.metric is not None]
-    choose = min if minimize else max
-    return choose(measured, key=lambda pair: pair[0])[1] if measured else None
+    return [state for _, state in sorted(measured, key=lambda pair: pair[0], reverse=not minimize)]
+
+
+def best_state(output_dir: Path, minimize: bool) -> SavedState | None:
+    return next(iter(ranked_states(output_dir, minimize)), None)
 
 
 class Checkpoints:
@@ -170,7 +179,7 @@ class Checkpoints:
             with self._together(temporary):
                 self.accelerator.save_state(str(temporary))
                 torch.save(self.loader.state_dict(), temporary / _LOADER.format(self.accelerator.process_index))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             failure = _write_failure(error)
         if not self._failed_anywhere(failure) and self.accelerator.is_main_process:
             try:
@@ -258,15 +267,17 @@ class Checkpoints:
             self.accelerator.load_state(str(state.folder))
             process = min(self.accelerator.process_index, state.num_processes - 1)
             self.loader.load_state_dict(torch.load(state.folder / _LOADER.format(process), weights_only=True))
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError, CheckpointException) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"resume_from_checkpoint: {state.folder} is of another model or run: {reason}") from error
         self.accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
         return state.step
 
 
-def _write_failure(error: Exception) -> str:
+def _write_failure(error: BaseException) -> str:
     """The reason in one line; an error that is not about writing is raised again."""
+    if isinstance(error, CheckpointException):  # of sharded processes: the error of each that failed
+        error = next(iter(error.failures.values()))[0]
     if isinstance(error, RuntimeError) and not any(part in str(error) for part in _TORCH_WRITE_FAILURES):
         raise error
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]

@@ -37,13 +37,13 @@ from ..errors import UserError
 from ..hub.cards import write_card
 from ..image_processing import build_image_processor
 from .arguments import CommonArguments
-from .checkpoints import Checkpoints, best_state, find_state, newest_state, write_json
+from .checkpoints import Checkpoints, find_state, newest_state, ranked_states, write_json
 from .hardware import device_name
 from .interruption import Interruption
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
-from .output_folder import check_output_dir, prepare_output_dir
+from .output_folder import check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu, vectors_to_scalars
 
@@ -95,6 +95,7 @@ class Training(ABC):
             self.publisher = Publisher(args)
         self._build_data()
         self.total_steps = self._count_steps()
+        self._check_best_is_measured()
         set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
         self.timer, self.grad_norm = StepTimer(), None
@@ -117,7 +118,7 @@ class Training(ABC):
         self.step = self.checkpoints.load(state) if state else 0
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            prepare_output_dir(self.folder, bool(state), self.pictures)
+            prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
         self.accelerator.wait_for_everyone()
         start_tracker(self.accelerator, args, self.checkpoints.run_id, self.step)
         self.log = TrainingLog(self.accelerator, self.folder, self.step)
@@ -191,9 +192,9 @@ class Training(ABC):
         with Interruption(self.accelerator) as interruption:
             self._train(interruption)
         self.accelerator.wait_for_everyone()
-        if self.args.load_best_model_at_end and (best := best_state(self.folder, self.minimize)):
-            logger.info(f"the best state is {best.folder.name}")
-            self.checkpoints.load(best)
+        broken_images = self._report_broken_images()  # before an earlier state tells of fewer
+        if self.args.load_best_model_at_end:
+            self._load_best()
         seconds = self.timer.seconds
         with self._evaluated_weights():
             results: dict[str, float | None] = {
@@ -203,7 +204,7 @@ class Training(ABC):
                 "train_seconds": seconds,
                 "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
                 "train_data_wait_share": self.timer.data_share,
-                "train_broken_images": self._report_broken_images(),
+                "train_broken_images": broken_images,
                 "eval_broken_images": self.eval_images.broken_images()[0],
             }
             model = self._whole_model()
@@ -214,6 +215,19 @@ class Training(ABC):
         if self.publisher:
             print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
         return results
+
+    def _load_best(self) -> None:
+        """The best of the saved states that are whole; the model stays as it is where none is."""
+        for state in ranked_states(self.folder, self.minimize):
+            try:
+                state.verify()
+            except UserError as error:
+                logger.warning(f"load_best_model_at_end: passed over: {error}")
+            else:
+                logger.info(f"the best state is {state.folder.name}")
+                self.checkpoints.load(state)
+                return
+        logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
 
     @property
     def images_per_step(self) -> int:
@@ -290,6 +304,19 @@ class Training(ABC):
             return args.max_train_steps
         return args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
 
+    def _check_best_is_measured(self) -> None:
+        """See that a state is saved where it is evaluated, without which none can be the best."""
+        args = self.args
+        if not args.load_best_model_at_end:
+            return
+        first = math.lcm(self._interval(args.eval_steps), self._interval(args.checkpointing_steps))
+        if first > self.total_steps:
+            raise UserError(
+                f"load_best_model_at_end: eval_steps {args.eval_steps} and checkpointing_steps "
+                f"{args.checkpointing_steps} meet at step {first} for the first time, after the last of "
+                f"{self.total_steps}: let one be a multiple of the other"
+            )
+
     def _train(self, interruption: Interruption) -> None:
         args = self.args
         progress = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
@@ -300,6 +327,8 @@ class Training(ABC):
             with_energies = is_last or (self.step + 1) % args.logging_steps == 0
             with self.timer.step():
                 loss, energies = self._optimizer_step(batches, with_energies)
+                if with_energies or self.accelerator.num_processes > 1:  # where the device is waited for next
+                    self._wait_for_device()
             self.step += 1
             progress.update()
             if with_energies:
@@ -319,6 +348,11 @@ class Training(ABC):
             if signal_number:
                 self._leave(progress, signal_number, saved)
         progress.close()
+
+    def _wait_for_device(self) -> None:
+        """Let a step's time be that of its work, not of handing it to the device."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def _evaluate_midway(self, progress) -> float:
         with self._evaluated_weights():
@@ -433,11 +467,18 @@ class Training(ABC):
         with self._evaluated_weights():
             model = self._whole_model()
             if self.accelerator.is_main_process:
-                self.save_pictures(model.eval(), self.folder / "samples" / f"step-{self.step}")
+                try:
+                    self.save_pictures(model.eval(), self.folder / "samples" / f"step-{self.step}")
+                except OSError as error:
+                    logger.warning(f"step {self.step}: the pictures could not be written: {error.strerror or error}")
         self.accelerator.wait_for_everyone()
 
+    def _interval(self, every: str | None) -> int:
+        """In steps; 0 for never."""
+        return (self.train_loader.steps_per_epoch or 0) if every == "epoch" else int(every or 0)
+
     def _is_due(self, every: str | None) -> bool:
-        interval = self.train_loader.steps_per_epoch if every == "epoch" else int(every or 0)
+        interval = self._interval(every)
         return bool(interval) and self.step % interval == 0
 
     def _whole_model(self) -> PreTrainedModel:

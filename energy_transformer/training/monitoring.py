@@ -61,7 +61,10 @@ class TrainingLog:
             temporary.replace(self.path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self.accelerator.log(values, step=step)
+        try:
+            self.accelerator.log(values, step=step)
+        except OSError as error:
+            logger.warning(f"step {step}: the tracker could not write: {error.strerror or error}")
         if not self.accelerator.is_main_process:
             return
         try:

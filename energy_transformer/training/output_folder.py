@@ -8,7 +8,7 @@ from accelerate.logging import get_logger
 
 from ..errors import UserError
 from .arguments import CommonArguments
-from .checkpoints import BEST, SavedState, state_folders
+from .checkpoints import BEST, SavedState, holds_run, state_folders
 from .monitoring import LOG
 
 logger = get_logger(__name__)
@@ -17,11 +17,17 @@ _RUN_FILES = (
 )  # fmt: skip
 
 
-def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
-    """See that no other run is lost in the folder.
+def continues_in(folder: Path, state: SavedState | None) -> bool:
+    """Whether the run of `state` is that of the folder, which keeps its files then."""
+    return state is not None and holds_run(folder, state.run_id)
 
-    `--resume_from_checkpoint latest` without a state starts anew, with a warning: a job that is killed before its
-    first state and started again with the same words goes on. It is refused where there is a finished model.
+
+def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
+    """See that no other run is lost in the folder, nor mixed with this one.
+
+    `--resume_from_checkpoint` where the folder holds no state starts there, `latest` anew with a warning: a job that is
+    killed before its first state and started again with the same words goes on. It is refused where there are files
+    that the run would replace.
 
     Raises:
         UserError: when it is a file, or not empty while the run is neither resumed nor told to overwrite.
@@ -29,23 +35,22 @@ def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {folder} is a file, not a folder")
-    if state or args.overwrite_output_dir or not folder.exists() or not any(folder.iterdir()):
-        starts = bool(args.resume_from_checkpoint) and not state
-    elif args.resume_from_checkpoint and not (folder / "model.safetensors").exists():
-        starts = True
-    elif args.resume_from_checkpoint:
-        raise UserError(f"resume_from_checkpoint: there is no saved state in {folder}, but a finished model")
-    else:
-        raise UserError(
-            f"output_dir {folder} already holds files of another run: choose another folder, "
-            "or pass --overwrite_output_dir or --resume_from_checkpoint latest"
-        )
-    if starts:
+    if not args.overwrite_output_dir and folder.exists() and any(folder.iterdir()) and not continues_in(folder, state):
+        replaced = [name for name in _RUN_FILES if name != LOG and (folder / name).exists()]
+        if args.resume_from_checkpoint and not state and replaced:
+            what = "a finished model" if "model.safetensors" in replaced else f"a file to be replaced: {replaced[0]}"
+            raise UserError(f"resume_from_checkpoint: there is no saved state in {folder}, but {what}")
+        if not args.resume_from_checkpoint or replaced or state_folders(folder):
+            raise UserError(
+                f"output_dir {folder} already holds files of another run: choose another folder, "
+                "or pass --overwrite_output_dir or --resume_from_checkpoint latest"
+            )
+    if args.resume_from_checkpoint and not state:
         logger.warning(f"resume_from_checkpoint: there is no saved state in {folder}, the run starts anew")
 
 
 def prepare_output_dir(folder: Path, resumed: bool, pictures: Sequence[str]) -> None:
-    """Make the folder of the run; without the files of an earlier one, unless it is resumed.
+    """Make the folder of the run; without the files of an earlier one, unless it is resumed there.
 
     `pictures` are names of files in its folder `samples`.
 
