@@ -20,6 +20,7 @@ A row without any allowed key has weights of zero and a logsumexp of 0. Half-pre
 float32, softmax and logsumexp are computed in it.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -229,7 +230,7 @@ def _chunked_logsumexp_backward(upstream, query, key, beta, mask, tokens, attend
 
 # Operators of their own, so that torch.compile does not unroll the blocks. A checkpoint's copy of this file, which
 # transformers imports under another name, has operators of its own as well.
-_NAMESPACE = __name__.replace(".", "_").replace("-", "_")
+_NAMESPACE = re.sub(r"[^A-Za-z0-9_]", "_", f"_{__name__}")
 _ARGUMENTS = "Tensor query, Tensor key, Tensor beta, Tensor? mask, Tensor? tokens, bool attend_to_self"
 
 

@@ -1,5 +1,6 @@
 """The memory-linear attention against the eager one, and how `attn_implementation` chooses between them."""
 
+import importlib.util
 import itertools
 
 import pytest
@@ -82,6 +83,20 @@ def test_the_operators_are_sound():
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator in (backends._attention_operator, backends._logsumexp_operator):
         torch.library.opcheck(operator, (query, key, beta, None, None, True), test_utils=tests)
+
+
+@pytest.mark.parametrize("folder", ["my model (1)", "modèle", "2024.11-run"])
+def test_a_copy_of_the_file_runs_under_any_name(folder):
+    """A checkpoint's code becomes a module whose name has that of its folder."""
+    name = f"transformers_modules.{folder}.attention_backends"
+    spec = importlib.util.spec_from_file_location(name, backends.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    query, key = inputs((2,), 5)
+    for function in ("chunked_attention", "chunked_logsumexp"):
+        functions = (getattr(module, function) for module in (backends, copy))
+        expected, found = (values_and_gradients(f, (query, key), query, key, 0.4) for f in functions)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_second_derivative_is_refused():
