@@ -343,10 +343,18 @@ def check_attention_backend(name: str) -> None:
         raise ValueError(f"attn_implementation='triton' needs {lacking}; use 'auto', 'chunked' or 'eager'")
 
 
+def _not_by_dynamo() -> bool:
+    return not torch.compiler.is_dynamo_compiling()
+
+
+# torch before 2.7 cannot tell a strict export from a compilation
+_is_exporting = getattr(torch.compiler, "is_exporting", _not_by_dynamo)
+
+
 def _only_eager_can() -> bool:
     """Within a transform of `torch.func`, forward-mode differentiation, or an export to a graph without our code."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return _is_exporting()
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 

@@ -229,3 +229,16 @@ def test_compiles_without_graph_breaks(small_model):
         if model is small_model:
             expected = [outputs.reconstruction, *gradients]
     torch.testing.assert_close([outputs.reconstruction, *gradients], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_export_and_compilation_are_told_apart_by_torch_2_6_as_well(small_model, monkeypatch):
+    monkeypatch.setattr(backends, "_is_exporting", backends._not_by_dynamo)
+    pixels, mask = torch.rand(2, 3, 16, 24), torch.rand(2, 24) < 0.5
+    with torch.no_grad():
+        expected = small_model(pixels, bool_masked_pos=mask).reconstruction
+        exported = torch.export.export(small_model, (pixels,), {"bool_masked_pos": mask}, strict=False)
+        found = exported.module()(pixels, bool_masked_pos=mask)["reconstruction"]
+        compiled = torch.compile(small_model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(pixels, bool_masked_pos=mask).reconstruction, expected)
+    torch.testing.assert_close(found, expected)
+    assert not any("chunked" in str(node.target) for node in exported.graph.nodes)
