@@ -20,6 +20,7 @@ A row without any allowed key has weights of zero and a logsumexp of 0. Half-pre
 float32, softmax and logsumexp are computed in it.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -229,7 +230,7 @@ def _chunked_logsumexp_backward(upstream, query, key, beta, mask, tokens, attend
 
 # Operators of their own, so that torch.compile does not unroll the blocks. A checkpoint's copy of this file, which
 # transformers imports under another name, has operators of its own as well.
-_NAMESPACE = __name__.replace(".", "_").replace("-", "_")
+_NAMESPACE = re.sub(r"[^A-Za-z0-9_]", "_", f"_{__name__}")
 _ARGUMENTS = "Tensor query, Tensor key, Tensor beta, Tensor? mask, Tensor? tokens, bool attend_to_self"
 
 
@@ -342,10 +343,18 @@ def check_attention_backend(name: str) -> None:
         raise ValueError(f"attn_implementation='triton' needs {lacking}; use 'auto', 'chunked' or 'eager'")
 
 
+def _not_by_dynamo() -> bool:
+    return not torch.compiler.is_dynamo_compiling()
+
+
+# torch before 2.7 cannot tell a strict export from a compilation
+_is_exporting = getattr(torch.compiler, "is_exporting", _not_by_dynamo)
+
+
 def _only_eager_can() -> bool:
     """Within a transform of `torch.func`, forward-mode differentiation, or an export to a graph without our code."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return _is_exporting()
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 

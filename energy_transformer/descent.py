@@ -133,7 +133,8 @@ def descend_until_settled(
         moving = step(moving, mask, tokens)
         x[active], taken[active] = moving, taken[active] + 1
         before, g = g, _without_padding(norm(moving), tokens)
-        unsettled = (g - before).flatten(1).norm(dim=1) > tolerance * before.flatten(1).norm(dim=1)
+        settled = (g - before).flatten(1).norm(dim=1) <= tolerance * before.flatten(1).norm(dim=1)
+        unsettled = ~settled  # NaN never settles
         if not unsettled.all():
             active, moving, g = active[unsettled], moving[unsettled], g[unsettled]
             mask, tokens = (part if part is None else part[unsettled] for part in (mask, tokens))

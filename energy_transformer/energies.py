@@ -337,12 +337,13 @@ class BaseModernHopfield(_Energy):
 
     def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
         _require_width(g, self.in_dim)
-        overlaps = g.to(self.W.dtype) @ plain(self.W)
-        if self.bias is not None and self.bias_before_beta:
-            overlaps = overlaps + self.bias
+        g = g.to(self.W.dtype)
         if isinstance(self.beta, torch.Tensor) or self.beta != 1:
-            overlaps = self.beta * overlaps
-        return overlaps if self.bias is None or self.bias_before_beta else overlaps + self.bias
+            g = self.beta * g  # rather than the overlaps, which are several times as wide
+        overlaps = g @ plain(self.W)
+        if self.bias is None:
+            return overlaps
+        return overlaps + (self.beta * self.bias if self.bias_before_beta else self.bias)
 
     def token_energies(self, g: torch.Tensor) -> torch.Tensor:
         """Energy of each token: g (..., N, D) to (..., N), float32 or float64."""

@@ -1,5 +1,6 @@
 """The memory-linear attention against the eager one, and how `attn_implementation` chooses between them."""
 
+import importlib.util
 import itertools
 
 import pytest
@@ -82,6 +83,20 @@ def test_the_operators_are_sound():
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for operator in (backends._attention_operator, backends._logsumexp_operator):
         torch.library.opcheck(operator, (query, key, beta, None, None, True), test_utils=tests)
+
+
+@pytest.mark.parametrize("folder", ["my model (1)", "modèle", "2024.11-run"])
+def test_a_copy_of_the_file_runs_under_any_name(folder):
+    """A checkpoint's code becomes a module whose name has that of its folder."""
+    name = f"transformers_modules.{folder}.attention_backends"
+    spec = importlib.util.spec_from_file_location(name, backends.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    query, key = inputs((2,), 5)
+    for function in ("chunked_attention", "chunked_logsumexp"):
+        functions = (getattr(module, function) for module in (backends, copy))
+        expected, found = (values_and_gradients(f, (query, key), query, key, 0.4) for f in functions)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_second_derivative_is_refused():
@@ -214,3 +229,16 @@ def test_compiles_without_graph_breaks(small_model):
         if model is small_model:
             expected = [outputs.reconstruction, *gradients]
     torch.testing.assert_close([outputs.reconstruction, *gradients], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_export_and_compilation_are_told_apart_by_torch_2_6_as_well(small_model, monkeypatch):
+    monkeypatch.setattr(backends, "_is_exporting", backends._not_by_dynamo)
+    pixels, mask = torch.rand(2, 3, 16, 24), torch.rand(2, 24) < 0.5
+    with torch.no_grad():
+        expected = small_model(pixels, bool_masked_pos=mask).reconstruction
+        exported = torch.export.export(small_model, (pixels,), {"bool_masked_pos": mask}, strict=False)
+        found = exported.module()(pixels, bool_masked_pos=mask)["reconstruction"]
+        compiled = torch.compile(small_model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(pixels, bool_masked_pos=mask).reconstruction, expected)
+    torch.testing.assert_close(found, expected)
+    assert not any("chunked" in str(node.target) for node in exported.graph.nodes)

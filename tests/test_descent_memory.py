@@ -57,6 +57,14 @@ def test_no_tolerance_is_the_whole_descent():
     torch.testing.assert_close(zero.last_hidden_state, whole.last_hidden_state, rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+def test_what_is_not_a_number_has_not_settled():
+    model, pixels = model_and_pixels()
+    pixels[1] = torch.nan
+    taken = model(pixels, tolerance=0.5, num_steps=20).num_steps_taken
+    assert taken[1] == 20 > taken[0]
+
+
 def test_what_a_tolerance_cannot_go_with():
     model, pixels = model_and_pixels()
     with pytest.raises(ValueError, match=r"tolerance needs torch.no_grad\(\)"):
