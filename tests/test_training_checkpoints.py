@@ -120,7 +120,7 @@ def test_latest_without_a_state_deletes_no_file_of_the_user(tmp_path):
 
 def test_a_state_of_another_folder_is_not_mixed_with_the_run_that_is_there(saved, tmp_path):
     words = [f"--resume_from_checkpoint={saved / 'checkpoint-4'}", "--max_train_steps=6", "--checkpointing_steps=3"]
-    train(tmp_path, "--checkpointing_steps=12", "--seed=1")
+    train(tmp_path, "--checkpointing_steps=12", "--seed=2")
     with pytest.raises(UserError, match="already holds files of another run"):
         build(tmp_path, *words)
     assert states(tmp_path) == ["checkpoint-12"]

@@ -107,7 +107,10 @@ class Training(ABC):
             run={
                 "seed": args.seed,
                 "dataset_name": args.dataset_name,
+                "dataset_config_name": args.dataset_config_name,
                 "train_dir": args.train_dir,
+                "train_val_split": args.train_val_split,
+                "max_train_samples": args.max_train_samples,
                 "images_per_step": self.images_per_step,
                 "shuffle_buffer_size": args.shuffle_buffer_size if args.streaming else None,
             },
