@@ -248,3 +248,12 @@ def test_a_compiled_transform_of_torch_func(small_model):
     pixels, mask = torch.rand(2, 3, 16, 24), torch.rand(2, 24) < 0.5
     gradient = torch.func.grad(lambda x: small_model(x, bool_masked_pos=mask).reconstruction.square().sum())
     torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(pixels), gradient(pixels))
+
+
+@pytest.mark.parametrize("name", ["eager", "chunked"])
+def test_an_empty_batch(small_config, name):
+    model = EnergyTransformerModel(small_config)
+    model.set_attn_implementation(name)
+    outputs = model(torch.rand(0, 3, 16, 24), output_energies=True)
+    outputs.last_hidden_state.sum().backward()
+    assert outputs.last_hidden_state.shape == (0, 25, small_config.hidden_size) and len(outputs.energies) == 0
