@@ -354,7 +354,7 @@ _is_exporting = getattr(torch.compiler, "is_exporting", _not_by_dynamo)
 def _only_eager_can() -> bool:
     """Within a transform of `torch.func`, forward-mode differentiation, or an export to a graph without our code."""
     if torch.compiler.is_compiling():
-        return _is_exporting()
+        return _is_exporting() or torch._C._are_functorch_transforms_active()
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 

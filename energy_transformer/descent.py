@@ -84,11 +84,6 @@ def token_energies(
     return by_attention + by_hopfield
 
 
-def padding_mask(tokens: torch.Tensor) -> torch.Tensor:
-    """(..., N), False for padding, to the (..., N, N) in which no token attends to padding and padding to none."""
-    return tokens[..., :, None] & tokens[..., None, :]
-
-
 def descent_step(
     x: torch.Tensor,
     norm: nn.Module,

@@ -17,7 +17,7 @@ def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
         )
     rows, columns = height // patch_height, width // patch_width
     split = images.reshape(batch, channels, rows, patch_height, columns, patch_width)
-    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_height * patch_width)
 
 
 def unpatchify(

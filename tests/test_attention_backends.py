@@ -242,3 +242,18 @@ def test_export_and_compilation_are_told_apart_by_torch_2_6_as_well(small_model,
         torch.testing.assert_close(compiled(pixels, bool_masked_pos=mask).reconstruction, expected)
     torch.testing.assert_close(found, expected)
     assert not any("chunked" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_a_compiled_transform_of_torch_func(small_model):
+    pixels, mask = torch.rand(2, 3, 16, 24), torch.rand(2, 24) < 0.5
+    gradient = torch.func.grad(lambda x: small_model(x, bool_masked_pos=mask).reconstruction.square().sum())
+    torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(pixels), gradient(pixels))
+
+
+@pytest.mark.parametrize("name", ["eager", "chunked"])
+def test_an_empty_batch(small_config, name):
+    model = EnergyTransformerModel(small_config)
+    model.set_attn_implementation(name)
+    outputs = model(torch.rand(0, 3, 16, 24), output_energies=True)
+    outputs.last_hidden_state.sum().backward()
+    assert outputs.last_hidden_state.shape == (0, 25, small_config.hidden_size) and len(outputs.energies) == 0

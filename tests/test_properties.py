@@ -17,12 +17,17 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
     SoftmaxModernHopfield,
 )
-from energy_transformer.descent import descent_step, energy_gradient, padding_mask, token_energies
+from energy_transformer.descent import descent_step, energy_gradient, token_energies
 from energy_transformer.energies import LayerNorm
 
 reproducible = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
+
+
+def padding_mask(tokens: torch.Tensor) -> torch.Tensor:
+    """(..., N), False for padding, to the (..., N, N) in which no token attends to padding and padding to none."""
+    return tokens[..., :, None] & tokens[..., None, :]
 
 
 @dataclass
