@@ -51,6 +51,14 @@ def test_names_in_another_order_are_put_in_that_of_training():
     assert list(found["validation"]["label"]) == [1, 0, 0]
 
 
+@pytest.mark.parametrize("missing", [None, -1])
+def test_a_missing_label_under_other_names_is_told(missing):
+    both = splits([0, 1], [0], CATS)
+    other = splits([0], [0, missing, 1], datasets.ClassLabel(names=["dog", "cat"]))["validation"]
+    with pytest.raises(UserError, match=f"split 'validation' holds {missing}, which is no label"):
+        prepare_labels(datasets.DatasetDict({"train": both["train"], "validation": other}))
+
+
 def test_folders_are_labels(tmp_path):
     image = photograph("coffee.png")
     for index, name in enumerate(["cup", "cup", "table", "table"]):

@@ -190,6 +190,8 @@ SMALL = dict.fromkeys(("predictions", "references"), torch.zeros(1, 3, 10, 24))
         ("ssim", {"predictions": torch.zeros(7, 3), "references": torch.zeros(7, 3)}, "images of one shape"),
         ("masked_mse", {"masks": torch.zeros(7, 11)}, r"masks must have shape .* = \(7, 12\), got \(7, 11\)"),
         ("ssim", SMALL, "at least 11x11 pixels, got 10x24"),
+        ("psnr", {"references": torch.arange(7 * 3 * 16 * 24).view(7, 3, 16, 24) % 256}, "data_range is 1.0, but the"),
+        ("ssim", {"references": torch.linspace(-1, 1, 7 * 3 * 16 * 24).view(7, 3, 16, 24)}, "lie between -1 and 1"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_named(name, batch, changes, message):

@@ -141,6 +141,22 @@ def test_a_local_folder_is_not_named(tmp_path, small_model):
     assert "a local folder of images" in text and "secret" not in text
 
 
+def test_what_is_special_about_a_run_is_told(tmp_path, small_model):
+    small_model.config.norm_pix_loss, small_model.config.mask_type = True, "scatter_or_block"
+    results = MASKED | {"train_first_step": 500}
+    text = str(model_card(finish(tmp_path / "run", small_model, results, validation_dir="/home/me/other")))
+    assert "hidden, scattered over the image or in blocks." in text
+    assert "those of the hidden patches were estimated from the visible ones" in text
+    assert "s of training after it was resumed at step 500" in text
+    assert "from the same source" not in text
+
+
+def test_the_results_of_another_program_make_no_card(masked):
+    (masked / "all_results.json").write_text(json.dumps({"eval_loss": 1.0}))
+    with pytest.raises(UserError, match=r"lacks what this package writes, \w+$"):
+        model_card(masked)
+
+
 def test_the_name_of_the_repository_is_filled_in_once_it_is_known(masked):
     write_card(masked, license="mit")
     address_card(masked, "alice/model")

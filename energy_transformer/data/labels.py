@@ -34,7 +34,9 @@ def _label_column(split: datasets.Dataset, name: str | None) -> str:
         if name not in split.features:
             raise UserError(f"label_column_name: there is no column {name!r}; the columns are {columns}")
         feature = split.features[name]
-        is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string"))
+        is_value = isinstance(feature, datasets.Value) and feature.dtype.startswith(
+            ("int", "uint", "string", "large_string")
+        )
         if not is_value and not isinstance(feature, datasets.ClassLabel):
             raise UserError(f"label_column_name: the column {name!r} holds no labels; the columns are {columns}")
         return name
@@ -71,6 +73,11 @@ def _align(split: datasets.Dataset, name: str, column: str, feature: datasets.Cl
     own = split.features.get(column)
     if not isinstance(own, datasets.ClassLabel):
         raise UserError(f"the split {name!r} has no column {column!r} of labels")
+    wrong = [label for label in split.unique(column) if label is None or not 0 <= label < len(own.names)]
+    if wrong:
+        raise UserError(
+            f"column {column!r} of the split {name!r} holds {wrong[0]}, which is no label in [0, {len(own.names)})"
+        )
     if own.names != feature.names:
         unknown = [label for label in own.names if label not in feature.names]
         if unknown:
@@ -78,10 +85,4 @@ def _align(split: datasets.Dataset, name: str, column: str, feature: datasets.Cl
         numbers = [feature.str2int(label) for label in own.names]
         labels = [numbers[label] for label in split[column]]
         split = split.remove_columns(column).add_column(column, labels).cast_column(column, feature)
-    labels = split.unique(column)
-    wrong = [label for label in labels if label is None or not 0 <= label < len(feature.names)]
-    if wrong:
-        raise UserError(
-            f"column {column!r} of the split {name!r} holds {wrong[0]}, which is no label in [0, {len(feature.names)})"
-        )
     return split

@@ -20,6 +20,11 @@ _RECIPE = (
     "max_grad_norm", "ema_decay", "layer_decay", "label_smoothing", "mixup_alpha", "cutmix_alpha", "freeze_backbone",
     "mixed_precision", "seed",
 )  # fmt: skip
+_KINDS = {
+    "scatter": "scattered over the image",
+    "block": "in blocks",
+    "scatter_or_block": "scattered over the image or in blocks",
+}
 _CAPTIONS = {
     "reconstructions": "Held-out images, masked, reconstructed, and the baselines",
     "confusion_matrix": "Confusion matrix of the held-out images",
@@ -84,11 +89,13 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         run = json.loads((folder / "all_results.json").read_text())
         config = EnergyTransformerConfig.from_pretrained(folder)
         task = TASKS[(config.architectures or [""])[0]]
-        results = _results(task, run, config)
+        arguments, results = run["arguments"], _results(task, run, config)
+        data, hardware = _data(arguments), _hardware(run)
+        limits = [*_limits(data, run, config), *task.limits]
+        parameters = f"{run['num_parameters']:,}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not the folder of a finished run: {_reason(error)}") from error
-    arguments = run["arguments"]
-    data, name = _data(arguments), (repo_id or folder.resolve().name).split("/")[-1]
+    name = (repo_id or folder.resolve().name).split("/")[-1]
     metadata = card_metadata(
         task,
         license=license,
@@ -102,7 +109,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         metadata,
         template_path=str(TEMPLATE),
         title=name,
-        parameters=f"{run['num_parameters']:,}",
+        parameters=parameters,
         purpose=task.purpose,
         steps=config.num_steps * config.num_hidden_layers,
         pictures=_pictures(folder / "samples"),
@@ -112,14 +119,16 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         data=data,
         base_model=_on_the_hub(arguments.get("model_name_or_path")),
         recipe={name: value for name in _RECIPE if (value := {**arguments, **run}.get(name)) is not None},
-        hardware=_hardware(run),
-        limits=[*_limits(data, run, config), *task.limits],
+        hardware=hardware,
+        limits=limits,
     )
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"it has no {Path(error.filename).name}"
+    if isinstance(error, KeyError):
+        return f"its all_results.json or config.json lacks what this package writes, {error.args[0]}"
     return str(error).strip().splitlines()[0]
 
 
@@ -157,13 +166,19 @@ def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
     rows += [{"name": name, "value": f"{run[key]:.4g}"} for key, name in task.baselines.items() if key in run]
     note = ""
     if task.metric == "mse":
-        kind = {"scatter": "scattered over the image", "block": "in blocks"}.get(config.mask_type, config.mask_type)
         ratios = " and ".join(
             f"{run[task.result] / run[key]:.3f} times that of the {name}"
             for key, name in task.baselines.items()
             if run[key]
         )
-        note = f"{config.mask_ratio:.0%} of the patches are hidden, {kind}. The model's error is {ratios}."
+        note = f"{config.mask_ratio:.0%} of the patches are hidden, {_KINDS[config.mask_type]}."
+        if ratios:
+            note += f" The model's error is {ratios}."
+        if config.norm_pix_loss:
+            note += (
+                " The model predicts each patch without its mean and contrast (`norm_pix_loss`): for these figures and "
+                "the pictures, those of the hidden patches were estimated from the visible ones."
+            )
     return {"heading": task.metric_name, "images": run["eval_samples"], "rows": rows, "note": note}
 
 
@@ -181,10 +196,11 @@ def _usage(task: Task, config: EnergyTransformerConfig, name: str) -> str:
         f"pixel_values = torch.rand({shape}) * 2 - 1  # an image, normalized as preprocessor_config.json says",
     ]
     if task.metric == "mse":
+        units = ", patches without their mean and contrast" if config.norm_pix_loss else ""
         lines += [
             f"mask = torch.rand(1, {config.grid_size[0] * config.grid_size[1]}) < 0.5  # True for the patches to hide",
             "outputs = model(pixel_values, bool_masked_pos=mask, output_energies=True)",
-            f"outputs.reconstruction, outputs.energies  # ({shape}), (1, steps + 1)",
+            f"outputs.reconstruction, outputs.energies  # ({shape}){units}, (1, steps + 1)",
         ]
     else:
         lines += ["logits = model(pixel_values).logits", "model.config.id2label[logits.argmax(-1).item()]"]
@@ -213,9 +229,10 @@ def _usage_with_package(task: Task, name: str) -> str:
 def _hardware(run: dict) -> str:
     processes = run["num_processes"]
     device = run.get("device_name") or run["device"]
+    resumed = f" after it was resumed at step {run['train_first_step']}" if run.get("train_first_step") else ""
     return (
-        f"{processes} process{'es' if processes > 1 else ''} on {device}, {run['train_seconds']:.0f} s of training "
-        f"({run['train_samples_per_second']:.0f} images a second), torch {run['torch']}, "
+        f"{processes} process{'es' if processes > 1 else ''} on {device}, {run['train_seconds']:.0f} s of training"
+        f"{resumed} ({run['train_samples_per_second']:.0f} images a second), torch {run['torch']}, "
         f"transformers {run['transformers']}"
     )
 
@@ -223,9 +240,10 @@ def _hardware(run: dict) -> str:
 def _limits(data: dict, run: dict, config: EnergyTransformerConfig) -> list[str]:
     height, width = config.image_height_width
     count = f"{run['train_samples']:,} " if run.get("train_samples") else ""
+    source = "others" if run["arguments"].get("validation_dir") else "from the same source"
     limits = [
-        f"It was trained on {count}images of {height}×{width} pixels and measured on {run['eval_samples']:,} from the "
-        "same source: nothing is known of its error on other images or at other sizes.",
+        f"It was trained on {count}images of {height}×{width} pixels and measured on {run['eval_samples']:,} "
+        f"{source}: nothing is known of its error on other images or at other sizes.",
         "It was not examined for bias, nor for any use in which an error does harm.",
     ]
     if data["type"] == "scikit-image-photographs":

@@ -89,11 +89,11 @@ def as_tensor(values: Any) -> torch.Tensor:
     return values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
 
 
-def image_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def image_pair(predictions: Any, references: Any, data_range: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Both as float tensors (B, C, H, W).
 
     Raises:
-        ValueError: when they are no batches of images of one shape.
+        ValueError: when they are no batches of images of one shape, or the references span more than `data_range`.
     """
     predictions, references = as_tensor(predictions), as_tensor(references)
     if predictions.ndim != 4 or predictions.shape != references.shape:
@@ -101,4 +101,8 @@ def image_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.T
             "predictions and references must be images of one shape (B, C, H, W), got "
             f"{tuple(predictions.shape)} and {tuple(references.shape)}"
         )
+    if data_range is not None and references.numel():
+        low, high = references.min().item(), references.max().item()
+        if high - low > data_range * (1 + 1e-3):
+            raise ValueError(f"data_range is {data_range}, but the references lie between {low:.4g} and {high:.4g}")
     return tuple(images if images.is_floating_point() else images.float() for images in (predictions, references))

@@ -44,9 +44,10 @@ class Psnr(ImageMetric):
         """The ratio of each image in decibels, (B,) float64.
 
         Raises:
-            ValueError: for images of different shapes.
+            ValueError: for images of different shapes, or beyond `data_range`.
         """
-        predictions, references = (images.double().cpu().numpy() for images in image_pair(predictions, references))
+        pair = image_pair(predictions, references, data_range)
+        predictions, references = (images.double().cpu().numpy() for images in pair)
         with np.errstate(divide="ignore"):  # of equal pictures
             decibels = [
                 peak_signal_noise_ratio(reference, prediction, data_range=data_range)

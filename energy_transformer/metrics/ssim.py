@@ -47,9 +47,10 @@ class Ssim(ImageMetric):
         """The similarity of each image, (B,) float64.
 
         Raises:
-            ValueError: for images of different shapes, or with a side of fewer than 11 pixels.
+            ValueError: for images of different shapes, beyond `data_range`, or with a side of fewer than 11 pixels.
         """
-        predictions, references = (images.double().cpu().numpy() for images in image_pair(predictions, references))
+        pair = image_pair(predictions, references, data_range)
+        predictions, references = (images.double().cpu().numpy() for images in pair)
         if min(references.shape[2:]) < WINDOW:
             height, width = references.shape[2:]
             raise ValueError(f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, got {height}x{width}")

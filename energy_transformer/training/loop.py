@@ -204,6 +204,7 @@ class Training(ABC):
                 **self._evaluate(),
                 "train_loss": self.last_loss,
                 "train_steps": self.step,
+                "train_first_step": first_step,  # seconds and images a second are those since then
                 "train_seconds": seconds,
                 "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
                 "train_data_wait_share": self.timer.data_share,
