@@ -108,6 +108,10 @@ def test_words_that_cannot_be_parsed(words, message, capsys):
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0, got 0.0"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers must not be negative, got -1"),
         ({"warmup_ratio": 4.0}, "warmup_ratio must be at most 1, got 4.0"),
+        (
+            {"min_learning_rate": 1e-5, "lr_scheduler_type": "linear"},
+            "min_learning_rate needs lr_scheduler_type cosine",
+        ),
         ({"min_learning_rate": 1.0}, "min_learning_rate must be at most learning_rate 0.0005, got 1.0"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
         ({"checkpointing_steps": "often"}, "checkpointing_steps must be 'epoch' or a number above 0, got 'often'"),

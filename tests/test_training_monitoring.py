@@ -14,7 +14,7 @@ from energy_transformer import (
 )
 from energy_transformer.errors import UserError
 from energy_transformer.training.arguments import CommonArguments
-from energy_transformer.training.optimization import build_optimizer, layer_depth
+from energy_transformer.training.optimization import build_optimizer, build_schedule, layer_depth
 
 
 def test_the_log_and_the_tracker_tell_the_same(tmp_path):
@@ -82,3 +82,22 @@ def test_each_parameter_is_in_one_group(model_class, name, value):
         is_matrix = parameter in matrices or full_name.endswith((".Wq", ".Wk", "hopfield.W"))
         assert decay == (0.1 if is_matrix else 0.0), full_name
         assert not (decay and full_name.endswith(NOT_DECAYED)), full_name
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("cosine", {"min_learning_rate": 2e-4}, [0.0, 5e-4, 1e-3, 6e-4, 2e-4]),
+        ("linear", {}, [0.0, 5e-4, 1e-3, 5e-4, 0.0]),
+        ("constant_with_warmup", {}, [0.0, 5e-4, 1e-3, 1e-3, 1e-3]),
+    ],
+)
+def test_the_rate_rises_and_falls_as_asked(kind, options, expected):
+    args = CommonArguments(learning_rate=1e-3, num_warmup_steps=20, lr_scheduler_type=kind, **options)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule, rates = build_schedule(optimizer, args, total_steps=100), []
+    for _ in range(101):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert [rates[step] for step in (0, 10, 20, 60, 100)] == pytest.approx(expected, abs=1e-9)

@@ -116,6 +116,7 @@ class CommonArguments:
     num_train_epochs: float = _option(10.0, "Passes over the training images, unless max_train_steps is given.")
     max_train_steps: int | None = _option(None, "Optimizer steps; overrides num_train_epochs.")
     learning_rate: float = _option(5e-4, "Peak learning rate of AdamW.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = _option("cosine", "After the warm-up.")
     min_learning_rate: float = _option(0.0, "Where the cosine ends.")
     num_warmup_steps: int = _option(0, "Steps of linear warm-up.")
     warmup_ratio: float = _option(0.0, "The same as a share of all steps; used when num_warmup_steps is 0.")
@@ -168,6 +169,8 @@ class CommonArguments:
             raise UserError(
                 f"min_learning_rate must be at most learning_rate {self.learning_rate}, got {self.min_learning_rate}"
             )
+        if self.min_learning_rate and self.lr_scheduler_type != "cosine":
+            raise UserError(f"min_learning_rate needs lr_scheduler_type cosine, got {self.lr_scheduler_type}")
         if self.hub_model_id and not self.push_to_hub:
             raise UserError("hub_model_id is where push_to_hub pushes: pass --push_to_hub too")
         if self.push_to_hub and self.hub_strategy == "checkpoint" and not self.checkpointing_steps:

@@ -4,7 +4,7 @@ import re
 
 import torch
 from transformers import PreTrainedModel
-from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
+from transformers.optimization import get_scheduler
 
 from .arguments import CommonArguments
 
@@ -45,8 +45,10 @@ def build_optimizer(model: PreTrainedModel, args: CommonArguments) -> torch.opti
 
 
 def build_schedule(optimizer, args: CommonArguments, total_steps: int):
-    """Linear warm-up, then half a cosine from `learning_rate` to `min_learning_rate`, in optimizer steps."""
+    """Linear warm-up, then `lr_scheduler_type`: half a cosine from `learning_rate` to `min_learning_rate`, a line to 0,
+    or no change; in optimizer steps."""
     warmup = args.num_warmup_steps or round(args.warmup_ratio * total_steps)
-    return get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, warmup, total_steps, min_lr_rate=args.min_learning_rate / args.learning_rate
-    )
+    if args.lr_scheduler_type != "cosine":
+        return get_scheduler(args.lr_scheduler_type, optimizer, warmup, total_steps)
+    least = {"min_lr_rate": args.min_learning_rate / args.learning_rate}
+    return get_scheduler("cosine_with_min_lr", optimizer, warmup, total_steps, scheduler_specific_kwargs=least)
