@@ -78,7 +78,10 @@ def _block_table(rows: list[dict]) -> str:
     if not rows:
         return ""
     first = rows[0]
-    ratio = lambda row, key: "" if not row[key] or not first[key] else f"{row[key] / first[key]:.2f}"  # noqa: E731
+
+    def ratio(row, key: str) -> str:
+        return f"{row[key] / first[key]:.2f}" if row[key] and first[key] else ""
+
     header = ["", "time", "of reference", "images/s", "of products", "memory", "of reference", "error"]
     return _table(
         header,

@@ -2,28 +2,15 @@
 
 import copy
 
+import peft
 import pytest
 import torch
+from masked_images import images, run, some_mask
 from transformers import AutoModelForMaskedImageModeling
 
 from energy_transformer import EnergyTransformerForMaskedImageModeling
 
-peft = pytest.importorskip("peft")
-
 BLOCK = ["attention.Wq", "attention.Wk", "hopfield.W"]
-
-
-def images(batch=8):
-    return torch.rand(batch, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def some_mask(batch=8):
-    return torch.rand(batch, 24, generator=torch.Generator().manual_seed(1)) < 0.5
-
-
-def run(model):
-    with torch.no_grad():
-        return model(pixel_values=images(), bool_masked_pos=some_mask(), output_energies=True, output_attentions=True)
 
 
 def adapted(model, steps=20):

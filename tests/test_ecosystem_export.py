@@ -2,6 +2,7 @@
 
 import copy
 
+import onnxruntime
 import pytest
 import torch
 
@@ -10,9 +11,6 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
     EnergyTransformerModel,
 )
-
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 
 RESULT = {
     EnergyTransformerModel: "last_hidden_state",

@@ -2,24 +2,12 @@
 
 import pytest
 import torch
+from masked_images import run
 from transformers import AutoModelForMaskedImageModeling, TorchAoConfig
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 
 quantization = pytest.importorskip("torchao.quantization")
-
-
-def images(batch=8):
-    return torch.rand(batch, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def some_mask(batch=8):
-    return torch.rand(batch, 24, generator=torch.Generator().manual_seed(1)) < 0.5
-
-
-def run(model):
-    with torch.no_grad():
-        return model(pixel_values=images(), bool_masked_pos=some_mask(), output_energies=True, output_attentions=True)
 
 
 def int8_of_the_block():

@@ -15,7 +15,7 @@ import torch
 from energy_transformer import EnergyLayerNorm, EnergyTransformer
 from energy_transformer.attention_backends import eager_attention, eager_logsumexp
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", reason="triton is made for Linux alone")  # and so for the next import
 
 from energy_transformer.kernels import energy_attention, triton_attention, triton_kernels, triton_logsumexp  # noqa: E402
 

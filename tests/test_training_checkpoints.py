@@ -26,9 +26,15 @@ def copy_of(saved, folder):
     return folder
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 DAMAGES = {
     "cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "one bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "one bit": flip_a_bit,
     "missing": lambda path: path.unlink(),
 }
 
@@ -36,8 +42,6 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "manifest.json"])
 def test_a_damaged_state_is_passed_over_with_a_warning(saved, tmp_path, caplog, damage, name):
-    if (name, damage) == ("manifest.json", "one bit"):
-        pytest.skip("a flipped bit at its end is the bracket: as cut off")
     folder = copy_of(saved, tmp_path / "run")
     DAMAGES[damage](folder / "checkpoint-12" / name)
     with caplog.at_level("WARNING"):

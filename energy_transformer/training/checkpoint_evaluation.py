@@ -1,6 +1,5 @@
 """Evaluation of a finished masked-image model on any dataset, for several kinds and ratios of masks."""
 
-import json
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,6 +9,7 @@ from ..data import ImageTensors, load_image_datasets
 from ..errors import UserError
 from ..metrics.ssim import WINDOW
 from ..reconstruction import load_for_reconstruction
+from .checkpoints import write_json
 from .evaluation import PREDICTORS, evaluation_masks, score_predictions
 from .evaluation_arguments import EvaluationArguments
 from .loaders import build_eval_loader
@@ -104,9 +104,7 @@ def write_report(report: dict, path: Path) -> None:
     Raises:
         UserError: when it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}")
     try:
-        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
+        write_json(path, report)
     except OSError as error:
         raise UserError(f"output {path} cannot be written: {error.strerror}") from error

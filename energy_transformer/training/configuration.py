@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
@@ -38,7 +39,7 @@ def configure(args: CommonArguments, **own: Any) -> EnergyTransformerConfig:
         fields.pop(computed, None)
     try:
         return EnergyTransformerConfig(**fields)
-    except Exception as error:  # the validator of strict dataclasses has its own exceptions
+    except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"model configuration: {str(error.__cause__ or error).splitlines()[-1].strip()}") from error
 
 

@@ -1,6 +1,7 @@
 """transformers' common tests on our models. Not collected by `make test`; run by `make conformance` (see `run.py`)."""
 
 import unittest
+from typing import ClassVar
 
 import torch
 from tests.test_configuration_common import ConfigTester
@@ -89,7 +90,7 @@ class EnergyTransformerModelTest(ModelTesterMixin, unittest.TestCase):
     test_torch_exportable = True
     test_all_params_have_gradient = True
     test_can_init_all_missing_weights_before_2023 = True
-    options = {}  # noqa: RUF012
+    options: ClassVar = {}
 
     def setUp(self):
         self.model_tester = EnergyTransformerModelTester(self, **self.options)
@@ -133,7 +134,7 @@ class EnergyTransformerModelTest(ModelTesterMixin, unittest.TestCase):
 class TwoBlocksTest(EnergyTransformerModelTest):
     """Two blocks of one step, and other values of the options that change the modules."""
 
-    options = {  # noqa: RUF012
+    options: ClassVar = {
         "num_hidden_layers": 2,
         "num_steps": 1,
         "hopfield_activation": "softmax",
@@ -155,7 +156,7 @@ class TwoBlocksTest(EnergyTransformerModelTest):
 class ConstantBetasTest(EnergyTransformerModelTest):
     """Constant betas of each head, which are buffers, and the values of the options that are left."""
 
-    options = {  # noqa: RUF012
+    options: ClassVar = {
         "attention_beta": [0.2, 0.3, 0.4, 0.5],
         "attention_bias": "shared",
         "hopfield_bias": "before_beta",
@@ -167,7 +168,7 @@ class ConstantBetasTest(EnergyTransformerModelTest):
 
 
 class PipelineTest(PipelineTesterMixin, unittest.TestCase):
-    pipeline_model_mapping = {  # noqa: RUF012
+    pipeline_model_mapping: ClassVar = {
         "image-feature-extraction": EnergyTransformerModel,
         "image-classification": EnergyTransformerForImageClassification,
     }
