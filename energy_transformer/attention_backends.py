@@ -20,11 +20,12 @@ A row without any allowed key has weights of zero and a logsumexp of 0. Half-pre
 float32, softmax and logsumexp are computed in it.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+
+from .operators import define_operator, only_plain_operators
 
 
 class AttentionTerms(NamedTuple):
@@ -228,19 +229,7 @@ def _chunked_logsumexp_backward(upstream, query, key, beta, mask, tokens, attend
     return grad_query.view(query.shape), grad_key.view(key.shape), grad_beta
 
 
-# Operators of their own, so that torch.compile does not unroll the blocks. A checkpoint's copy of this file, which
-# transformers imports under another name, has operators of its own as well.
-_NAMESPACE = re.sub(r"[^A-Za-z0-9_]", "_", f"_{__name__}")
 _ARGUMENTS = "Tensor query, Tensor key, Tensor beta, Tensor? mask, Tensor? tokens, bool attend_to_self"
-
-
-def _operator(function: Callable, upstream: str, returns: str, fake: Callable):
-    schema = f"({upstream}{_ARGUMENTS}) -> {returns}"
-    operator = torch.library.custom_op(
-        f"{_NAMESPACE}::{function.__name__.lstrip('_')}", function, mutates_args=(), schema=schema
-    )
-    operator.register_fake(fake)
-    return operator
 
 
 def _like_inputs(query, key, beta):
@@ -251,20 +240,21 @@ def _rows_like(query, *_):
     return query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
 
 
-_attention_operator = _operator(
-    _chunked_attention, "", "(Tensor, Tensor)", lambda q, k, *_: (q.new_empty(q.shape), k.new_empty(k.shape))
+# operators, so that torch.compile does not unroll the blocks
+_attention_operator = define_operator(
+    _chunked_attention,
+    f"({_ARGUMENTS}) -> (Tensor, Tensor)",
+    lambda q, k, *_: (q.new_empty(q.shape), k.new_empty(k.shape)),
 )
-_attention_backward_operator = _operator(
+_attention_backward_operator = define_operator(
     _chunked_attention_backward,
-    "Tensor upstream_keys, Tensor upstream_queries, ",
-    "(Tensor, Tensor, Tensor)",
+    f"(Tensor upstream_keys, Tensor upstream_queries, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     lambda g1, g2, q, k, beta, *_: _like_inputs(q, k, beta),
 )
-_logsumexp_operator = _operator(_chunked_logsumexp, "", "Tensor", _rows_like)
-_logsumexp_backward_operator = _operator(
+_logsumexp_operator = define_operator(_chunked_logsumexp, f"({_ARGUMENTS}) -> Tensor", _rows_like)
+_logsumexp_backward_operator = define_operator(
     _chunked_logsumexp_backward,
-    "Tensor upstream, ",
-    "(Tensor, Tensor, Tensor)",
+    f"(Tensor upstream, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     lambda g, q, k, beta, *_: _like_inputs(q, k, beta),
 )
 
@@ -343,22 +333,6 @@ def check_attention_backend(name: str) -> None:
         raise ValueError(f"attn_implementation='triton' needs {lacking}; use 'auto', 'chunked' or 'eager'")
 
 
-def _not_by_dynamo() -> bool:
-    return not torch.compiler.is_dynamo_compiling()
-
-
-# torch before 2.7 cannot tell a strict export from a compilation
-_is_exporting = getattr(torch.compiler, "is_exporting", _not_by_dynamo)
-
-
-def _only_eager_can() -> bool:
-    """Within a transform of `torch.func`, forward-mode differentiation, or an export to a graph without our code."""
-    if torch.compiler.is_compiling():
-        return _is_exporting() or torch._C._are_functorch_transforms_active()
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-
-
 def attention_backend(name: str, query: torch.Tensor) -> AttentionBackend:
     """The backend of that name for these queries.
 
@@ -368,6 +342,6 @@ def attention_backend(name: str, query: torch.Tensor) -> AttentionBackend:
     if name == "auto":
         fits = query.is_cuda and query.shape[-1] <= 128 and query.dtype != torch.float64
         fused = fits and _triton_is_there()
-        name = "eager" if _only_eager_can() else "triton" if fused else "chunked"
+        name = "eager" if only_plain_operators() else "triton" if fused else "chunked"
     check_attention_backend(name)
     return _BACKENDS[name]

@@ -26,6 +26,8 @@ from .attention_backends import (
     eager_attention,
     eager_attention_weights,
 )
+from .operators import only_plain_operators
+from .products import product
 
 
 def _require_width(tokens: torch.Tensor, width: int) -> None:
@@ -36,16 +38,6 @@ def _require_width(tokens: torch.Tensor, width: int) -> None:
 def plain(weight: torch.Tensor) -> torch.Tensor:
     """An int8 weight of torchao, which can neither be flattened nor transposed, dequantized; any other as it is."""
     return weight.dequantize() if hasattr(weight, "qdata") else weight
-
-
-def _minus_product(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0, total: torch.Tensor | None = None):
-    """`total − scale · left @ right` for left (..., N, K) and right (K, D), without a pass for each operation."""
-    rows = left.flatten(0, -2)
-    if total is None:
-        product = torch.addmm(rows.new_zeros(()), rows, right, beta=0, alpha=-scale)
-    else:
-        product = torch.addmm(total.flatten(0, -2), rows, right, alpha=-scale)
-    return product.unflatten(0, left.shape[:-1])
 
 
 def _set_beta(
@@ -99,7 +91,8 @@ class EnergyLayerNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens (..., D) to g (..., D), in float32 for half-precision input."""
         x = at_least_float32(x)
-        normed = F.layer_norm(x, (self.dim,), eps=self.eps) * self.gamma.to(x.dtype) + self.delta.to(x.dtype)
+        gains = self.gamma.to(x.dtype).expand(self.dim)
+        normed = F.layer_norm(x, (self.dim,), gains, self.delta.to(x.dtype), self.eps)
         return normed + self.regularization * x if self.regularization else normed
 
     def lagrangian(self, x: torch.Tensor) -> torch.Tensor:
@@ -207,11 +200,12 @@ class EnergyAttention(_Energy):
         return f"{self.embed_dim}, n_heads={self.n_heads}, head_dim={self.head_dim}"
 
     def _project(self, g, weight, bias):
+        projected = product(g.to(weight.dtype).flatten(0, -2), plain(weight).flatten(0, 1), transposed=True)
         if bias is not None:
-            bias = bias.expand(self.n_heads, -1).flatten()
-        projected = F.linear(g.to(weight.dtype), plain(weight).flatten(0, 1), bias)
+            projected += bias.to(projected.dtype).expand(self.n_heads, -1).flatten()
         # contiguous, because each of the four products with it would make a copy of its own
-        return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(-3, -2).contiguous()
+        by_head = projected.view(*g.shape[:-1], self.n_heads, self.head_dim).transpose(-3, -2)
+        return by_head.contiguous()
 
     def _arguments(self, g, mask, tokens):
         """What a backend takes."""
@@ -276,10 +270,64 @@ class EnergyAttention(_Energy):
             by_keys, by_queries = self._backend(attn_implementation, arguments[0]).attention(*arguments)
         else:
             by_keys, by_queries = eager_attention(*arguments, weights=weights)
-        by_keys = by_keys.transpose(-3, -2).flatten(-2)
-        by_queries = by_queries.transpose(-3, -2).flatten(-2)
-        gradient = _minus_product(by_keys, plain(self.Wq).flatten(0, 1))
-        return _minus_product(by_queries, plain(self.Wk).flatten(0, 1), total=gradient)
+        by_keys, by_queries = (term.transpose(-3, -2).flatten(-2).flatten(0, -2) for term in (by_keys, by_queries))
+        pull = product(by_keys, plain(self.Wq).flatten(0, 1))
+        return product(by_queries, plain(self.Wk).flatten(0, 1), total=pull).neg_().view(g.shape)
+
+
+def _overlaps(rows, memories, beta):
+    """β g W for rows g (R, D) and memories W (D, M)."""
+    if isinstance(beta, torch.Tensor) or beta != 1:
+        rows = beta * rows  # rather than the overlaps, which are several times as wide
+    return product(rows, memories)
+
+
+def _relu_gradient(rows, memories, beta):
+    """−β relu(β g W) Wᵀ, and relu(β g W)."""
+    active = _overlaps(rows, memories, beta).relu_()
+    return -beta * product(active, memories, transposed=True), active
+
+
+class _ReluGradient(torch.autograd.Function):
+    """The gradient of the ReLU energy, with a derivative in closed form that keeps only g and a = relu(β g W).
+
+    With G the upstream gradient, and P = G W where a > 0 and 0 elsewhere:
+    dg = −β² P Wᵀ,  dW = −β² gᵀ P − β Gᵀ a,  dβ = −2 Σ P ∘ a.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, memories, beta):
+        gradient, active = _relu_gradient(rows, memories, beta)
+        learned = isinstance(beta, torch.Tensor)
+        ctx.save_for_backward(rows, memories, active, beta if learned else None)
+        ctx.constant = None if learned else beta
+        return gradient
+
+    @staticmethod
+    def backward(ctx, upstream):
+        rows, memories, active, beta = ctx.saved_tensors
+        beta = ctx.constant if beta is None else beta
+        if torch.is_grad_enabled():
+            return _ReluGradient._differentiable_backward(ctx, upstream, rows, memories, beta)
+        needs_rows, needs_memories, needs_beta = ctx.needs_input_grad
+        grad_rows = grad_memories = grad_beta = None
+        through = product(upstream, memories)
+        torch.ops.aten.threshold_backward.grad_input(through, active, 0, grad_input=through)  # of relu, in place
+        if needs_beta:
+            grad_beta = -2 * (through.flatten() @ active.flatten()).expand_as(beta)
+        if needs_memories:
+            grad_memories = product((-beta * upstream).mT, active)
+            grad_memories = product((-(beta**2) * rows).mT, through, total=grad_memories)
+        if needs_rows:
+            grad_rows = product(through, memories, transposed=True) * -(beta**2)
+        return grad_rows, grad_memories, grad_beta
+
+    @staticmethod
+    def _differentiable_backward(ctx, upstream, *inputs):
+        wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+        gradient, _ = _relu_gradient(*inputs)
+        found = iter(torch.autograd.grad(gradient, wanted, upstream, create_graph=True))
+        return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
 
 class BaseModernHopfield(_Energy):
@@ -335,26 +383,33 @@ class BaseModernHopfield(_Energy):
     def extra_repr(self) -> str:
         return f"{self.in_dim}, {self.hidden_dim}"
 
-    def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
+    def _rows(self, g: torch.Tensor) -> torch.Tensor:
+        """Tokens (..., N, D) one after the other, shape (..·N, D), in the dtype of the weights."""
         _require_width(g, self.in_dim)
-        g = g.to(self.W.dtype)
-        if isinstance(self.beta, torch.Tensor) or self.beta != 1:
-            g = self.beta * g  # rather than the overlaps, which are several times as wide
-        overlaps = g @ plain(self.W)
+        return g.flatten(0, -2).to(self.W.dtype)
+
+    def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
+        """h of the tokens one after the other, shape (..·N, M)."""
+        overlaps = _overlaps(self._rows(g), plain(self.W), self.beta)
         if self.bias is None:
             return overlaps
         return overlaps + (self.beta * self.bias if self.bias_before_beta else self.bias)
 
     def token_energies(self, g: torch.Tensor) -> torch.Tensor:
         """Energy of each token: g (..., N, D) to (..., N), float32 or float64."""
-        return -0.5 * at_least_float32(self._overlaps(g)).relu().square().sum(-1)
+        return -0.5 * at_least_float32(self._overlaps(g)).relu().square().sum(-1).view(g.shape[:-1])
 
     def grad(self, g: torch.Tensor) -> torch.Tensor:
         """dE/dg in closed form, shape (..., N, D)."""
-        active = self._overlaps(g).relu_()
-        if isinstance(self.beta, torch.Tensor):
-            return self.beta * _minus_product(active, plain(self.W).T)
-        return _minus_product(active, plain(self.W).T, self.beta)
+        if self.bias is not None:
+            pull = product(self._overlaps(g).relu_(), plain(self.W), transposed=True)
+            return (-self.beta * pull).view(g.shape)
+        inputs = self._rows(g), plain(self.W), self.beta
+        if only_plain_operators() or torch.is_autocast_enabled(g.device.type):
+            gradient, _ = _relu_gradient(*inputs)
+        else:
+            gradient = _ReluGradient.apply(*inputs)
+        return gradient.view(g.shape)
 
 
 class SoftmaxModernHopfield(BaseModernHopfield):
@@ -374,8 +429,9 @@ class SoftmaxModernHopfield(BaseModernHopfield):
         return self.default_beta if beta is None else beta
 
     def token_energies(self, g: torch.Tensor) -> torch.Tensor:
-        rows = at_least_float32(self._overlaps(g)).logsumexp(-1)
+        rows = at_least_float32(self._overlaps(g)).logsumexp(-1).view(g.shape[:-1])
         return -rows / (self.beta.to(rows.dtype) if isinstance(self.beta, torch.Tensor) else self.beta)
 
     def grad(self, g: torch.Tensor) -> torch.Tensor:
-        return _minus_product(at_least_float32(self._overlaps(g)).softmax(-1).to(self.W.dtype), plain(self.W).T)
+        weights = at_least_float32(self._overlaps(g)).softmax(-1)
+        return product(weights.to(self.W.dtype), plain(self.W), transposed=True).neg_().view(g.shape)

@@ -197,8 +197,8 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
     def _steps(self, num_steps: int | None) -> Iterator[EnergyTransformerLayer]:
         """The layer of each step, in order."""
         num_steps = self.config.num_steps if num_steps is None else num_steps
-        if num_steps < 0:
-            raise ValueError(f"num_steps must not be negative, got {num_steps}")
+        if not isinstance(num_steps, int) or num_steps < 0:
+            raise ValueError(f"num_steps must be a whole number of at least 0, got {num_steps!r}")
         for layer in self.layers:
             for _ in range(num_steps):
                 yield layer
@@ -322,8 +322,8 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
 
 
 def _check_tolerance(tolerance: float, recorded: bool) -> None:
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number of at least 0, got {tolerance!r}")
     if torch.is_grad_enabled():
         raise ValueError("tolerance needs torch.no_grad(): the number of steps would depend on the weights")
     if recorded:

@@ -19,7 +19,7 @@ FLOAT32_TOLERANCE = {
     "more/flax_recon": 4e-5,  # 2.3e-5, 7.1e-6
     "more/eqx_descent_default_init": 3e-5,  # 1.5e-5, 7.6e-6
     "more/lemon_1block": 5e-5,  # 2.9e-5, 1.2e-5
-    "more/lemon_2block_bias": 2e-4,  # 1.3e-4, 8.6e-5
+    "more/lemon_2block_bias": 4e-4,  # 2.1e-4, 8.6e-5
     "more/lemon_2block_bias, reconstruction": 2e-5,  # 9.9e-6, 6.9e-6
     "seed_energy_transformer_relu": 5e-5,  # 3.3e-5, 2.7e-6, the seed 3.6e-5
     "more/seed_relu_ctx0": 2e-5,  # 1.3e-5, 1.3e-6, the seed 1.3e-4

@@ -73,8 +73,9 @@ def test_what_a_tolerance_cannot_go_with():
         for request in ("output_hidden_states", "output_attentions", "output_energies", "output_energy_parts"):
             with pytest.raises(ValueError, match="tolerance cannot be combined with"):
                 model(pixels, tolerance=0.1, **{request: True})
-        with pytest.raises(ValueError, match="tolerance must not be negative, got -1"):
-            model(pixels, tolerance=-1)
+        for wrong in (-1, "a", float("nan")):
+            with pytest.raises(ValueError, match=f"tolerance must be a number of at least 0, got {wrong!r}"):
+                model(pixels, tolerance=wrong)
 
 
 def saved_bytes(model, pixels, mask, num_steps):

@@ -220,7 +220,8 @@ def test_paper_initialization(small_config):
         ({"pixel_values": (2, 3, 32, 24)}, "interpolate_pos_encoding=True"),
         ({"bool_masked_pos": torch.ones(2, 23)}, r"bool_masked_pos must have shape .* \(2, 24\), got \(2, 23\)"),
         ({"bool_corrupted_pos": torch.ones(2, 24)}, "bool_corrupted_pos needs bool_masked_pos"),
-        ({"num_steps": -1}, "num_steps must not be negative, got -1"),
+        ({"num_steps": -1}, "num_steps must be a whole number of at least 0, got -1"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number of at least 0, got 2.5"),
     ],
 )
 def test_bad_input_is_refused_with_the_reason(small_model, arguments, message):

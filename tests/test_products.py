@@ -1,0 +1,167 @@
+"""Products by oneDNN and the closed-form derivative of the ReLU energy's gradient, against plain torch in float64."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from energy_transformer import BaseModernHopfield, EnergyTransformer, products
+from energy_transformer.energies import _relu_gradient, _ReluGradient
+from energy_transformer.products import product
+
+needs_onednn = pytest.mark.skipif(not products._ONEDNN, reason="a build of torch or a processor without oneDNN")
+
+
+@pytest.fixture
+def onednn_for_all(monkeypatch):
+    """Products of the sizes of these tests go there, too."""
+    monkeypatch.setattr(products, "_LEAST_MULTIPLICATIONS", 0)
+
+
+def count_operator_calls(function):
+    with torch.profiler.profile() as profile:
+        function()
+    return sum(event.count for event in profile.key_averages() if event.key == "mkldnn::_linear_pointwise")
+
+
+def matrices(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+@needs_onednn
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("with_total", [False, True])
+def test_values_and_gradients_against_float64(transposed, with_total):
+    assert products._LEAST_MULTIPLICATIONS < 300 * 128 * 160
+    of_right = (160, 128) if transposed else (128, 160)
+    left, right, total, upstream = matrices((300, 128), of_right, (300, 160), (300, 160))
+    total = total if with_total else None
+    variables = [left, right] + [total] * with_total
+    result = product(left, right, total, transposed=transposed)
+    found = [result, *torch.autograd.grad(result, variables, upstream)]
+    exact = [variable.double() for variable in variables]
+    expected = exact[0] @ (exact[1].mT if transposed else exact[1]) + (exact[2] if with_total else 0)
+    expected = [expected, *torch.autograd.grad(expected, variables, upstream.double())]
+    for actual, exact_value in zip(found, expected, strict=True):
+        assert (actual - exact_value).norm() < 1e-6 * exact_value.norm()
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_which_products_go_to_onednn():
+    large = matrices((300, 128), (128, 160))
+    small = matrices((30, 128), (128, 16))
+    assert count_operator_calls(lambda: product(*large)) == 1
+    assert count_operator_calls(lambda: product(*small)) == 0
+    assert count_operator_calls(lambda: product(*(matrix.double() for matrix in large))) == 0
+    assert count_operator_calls(lambda: product(*(matrix.bfloat16() for matrix in large))) == 0
+    assert count_operator_calls(lambda: torch.func.vmap(product, (None, 0))(large[0], large[1][None])) == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product(*large).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert count_operator_calls(lambda: product(*large)) == 0
+
+
+@needs_onednn
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_gradient_of_a_weight_lies_in_memory_as_the_weight_does(transposed):
+    left, weight = matrices((300, 128), (160, 128) if transposed else (128, 160))
+    product(left, weight, transposed=transposed).sum().backward()
+    assert weight.grad.stride() == weight.stride()
+
+
+@needs_onednn
+def test_the_operator_is_sound():
+    left, right, total = matrices((6, 5), (5, 4), (6, 4))
+    for arguments in ((left, right, None), (left, right, total), (left, right.mT.contiguous().mT, total)):
+        torch.library.opcheck(products._onednn_operator, arguments)
+
+
+@needs_onednn
+def test_a_second_derivative_of_a_product(onednn_for_all):
+    left, right, upstream = matrices((6, 5), (5, 4), (6, 4))
+    results = []
+    for tensors in ((left, right, upstream), (left.double(), right.double(), upstream.double())):
+        outputs = product(*tensors[:2]).tanh()
+        (gradient,) = torch.autograd.grad(outputs, left, tensors[2], create_graph=True)
+        results.append(torch.autograd.grad(gradient.square().sum(), (left, right)))
+    torch.testing.assert_close(*results)
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ["eager", "chunked"])
+def test_a_large_block_in_float32_is_that_in_float64(name):
+    """At a size at which every product goes to oneDNN."""
+    torch.manual_seed(0)
+    block = EnergyTransformer(128, 512, 4, n_iters_default=3, attn_implementation=name)
+    for weight in (block.mha.Wq, block.mha.Wk, block.hopfield.W):
+        torch.nn.init.normal_(weight, std=0.1)
+    x = torch.randn(8, 64, 128)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        block.to(dtype).zero_grad()
+        tokens = x.to(dtype, copy=True).requires_grad_()
+        outputs = block(tokens)
+        outputs.square().mean().backward()
+        results.append([outputs, tokens.grad, *(p.grad for p in block.parameters())])
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).norm() < 3e-5 * expected.norm()
+
+
+@needs_onednn
+def test_compiled_graphs_call_it_for_any_batch():
+    torch.manual_seed(0)
+    block = EnergyTransformer(16, 32, 2, n_iters_default=2)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (2, 5):
+        x = torch.randn(batch, 7, 16)
+        torch.testing.assert_close(compiled(x), block(x))
+    assert count_operator_calls(lambda: compiled(x)) == 2 * 6
+    assert counter.frame_count <= 2  # one for a forward with gradients, one without
+
+
+BETAS = [1.0, 0.7, -0.6, torch.tensor(0.7), torch.tensor([-0.6])]
+
+
+def relu_inputs(beta):
+    rows, memories = (matrix.detach().double().requires_grad_() for matrix in matrices((6, 4), (4, 9)))
+    return rows, memories, beta.double().requires_grad_() if isinstance(beta, torch.Tensor) else beta
+
+
+@pytest.mark.parametrize("beta", BETAS, ids=str)
+def test_the_relu_gradients_derivative_in_closed_form(beta):
+    inputs = relu_inputs(beta)
+    assert torch.autograd.gradcheck(_ReluGradient.apply, inputs)
+    assert torch.autograd.gradgradcheck(_ReluGradient.apply, inputs)
+    torch.testing.assert_close(_ReluGradient.apply(*inputs), _relu_gradient(*inputs)[0])
+
+
+@pytest.mark.parametrize("frozen", range(3))
+def test_a_frozen_input_gets_no_gradient(frozen):
+    inputs = list(relu_inputs(torch.tensor([0.7])))
+    inputs[frozen].requires_grad_(False)
+    _ReluGradient.apply(*inputs).square().sum().backward()
+    assert [tensor.grad is None for tensor in inputs] == [index == frozen for index in range(3)]
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_the_relu_gradient_is_that_of_the_energy(learnable):
+    """Through autograd of the energy, which knows nothing of it: the gradient and its derivatives."""
+    torch.manual_seed(0)
+    hopfield = BaseModernHopfield(6, 11, beta=0.8, scale=1.0, learnable_beta=learnable).double()
+    g = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    variables = [g, *hopfield.parameters()]
+    (by_autograd,) = torch.autograd.grad(hopfield.energy(g), g, create_graph=True)
+    results = [
+        [gradient, *torch.autograd.grad(gradient.cos().sum(), variables)] for gradient in (hopfield(g), by_autograd)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_compilation_with_measured_kernels():
+    torch.manual_seed(0)
+    block = EnergyTransformer(16, 32, 2, n_iters_default=1)
+    x = torch.randn(2, 7, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(block, fullgraph=True, mode="max-autotune")(x), block(x))
