@@ -8,12 +8,14 @@ from pathlib import Path
 INTRODUCTION = """# Benchmarks
 
 Made by `make bench`; do not edit. All variants run the same block with the same weights, one after the other in every
-round; times are medians, of the CPU time of the process on a CPU and by CUDA events on a GPU. *reference* is the
-descent with its gradient from autograd, as the first PyTorch implementation has it (`reference.py`). *of reference*
-compares with the float32 reference, *of products* is the arithmetic of the matrix products that the step needs, over
-what this machine does in a large product of the same type, measured in the same run. *memory* is the peak above what
-was held before, *error* the relative error of the tokens after all steps against the float32 reference.
+round; times are medians. *reference* is the descent with its gradient from autograd (`reference.py`), *seed* the first
+PyTorch implementation itself. *of reference* compares with the float32 reference, *of products* is the arithmetic of
+the matrix products that the step needs, over what this machine does in a large product of the same type, measured in
+the same run. *memory* is the most that tensors held above what was held before, *error* the relative error of the
+tokens after all steps against the float32 reference.
 """
+
+STEPS = "quality_by_steps.json"
 
 OWED = """## Owed
 
@@ -35,8 +37,12 @@ def write_results(results: dict, folder: Path) -> Path:
 
 def write_page(folder: Path) -> Path:
     """RESULTS.md, from the JSON files in `folder/results`."""
-    measured = {path: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    files = (path for path in sorted((folder / "results").glob("*.json")) if path.name != STEPS)
+    measured = {path: json.loads(path.read_text()) for path in files}
     sections = [_section(results, path) for path, results in measured.items()]
+    steps = folder / "results" / STEPS
+    if steps.is_file():
+        sections.append(_steps_section(json.loads(steps.read_text())))
     if all(results["device"] != "cuda" for results in measured.values()):
         sections.append(OWED)
     page = folder / "RESULTS.md"
@@ -62,6 +68,32 @@ def _section(results: dict, path: Path) -> str:
     title = "### Peak memory of training at the CIFAR size against the number of steps T"
     parts.append(f"{title}\n\n{_grid(results['steps'], 'steps', lambda row: _memory(row['peak_bytes']))}")
     return "\n".join(parts)
+
+
+def steps_row(row: dict) -> list[str]:
+    """The measures of one number of steps or one tolerance, for a table."""
+    return [
+        f"{row['steps']:.2f}".removesuffix(".00"),
+        f"{row['masked_mse']:.5f}",
+        f"{row['ratio_to_mean_color']:.3f}",
+        f"{row['ratio_to_neighbor_average']:.3f}",
+        f"{1000 * row['seconds_per_image']:.2f}",
+    ]
+
+
+STEPS_HEADER = ["steps", "masked MSE", "of the mean colour's", "of the neighbour average's", "ms an image"]
+
+
+def _steps_section(results: dict) -> str:
+    """What `steps.py` left."""
+    by_steps = _table(STEPS_HEADER, map(steps_row, results["by_steps"]))
+    stopped = ([str(row["tolerance"]), *steps_row(row)] for row in results["by_tolerance"])
+    return (
+        f"## Error over hidden pixels against the number of steps\n\n{results['model']}, {results['images']} held-out "
+        f"images, the same hidden patches in every row.\n\n![error against steps](results/{Path(STEPS).stem}.png)\n\n"
+        f"{by_steps}\nStopped image by image when a step changes the normalised tokens by less than the tolerance, at "
+        f"most {results['trained_steps']} steps:\n\n{_table(['tolerance', *STEPS_HEADER], stopped)}"
+    )
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

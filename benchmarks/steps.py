@@ -1,8 +1,8 @@
 """The error of a trained masked autoencoder against its descent steps: python benchmarks/steps.py outputs/demo
 
-Prints tables and writes `steps.json` and `steps.png` into --output_dir: the mean squared error over the hidden pixels
-of held-out images, with the same masks at every number of steps and every tolerance of stopping, beside the baselines
-that need no model.
+The mean squared error over the hidden pixels of held-out images, with the same masks at every number of steps and every
+tolerance of stopping, beside the baselines that need no model. Prints tables, writes numbers and a plot into `results`
+beside this file, and RESULTS.md anew.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from report import STEPS, STEPS_HEADER, steps_row, write_page
 from torch.utils.data import DataLoader
 
 from energy_transformer.command_line import OneLineErrors, run_script
@@ -32,21 +33,21 @@ def build_parser() -> OneLineErrors:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="Images at once (default: 64).")
     parser.add_argument("--seed", type=int, default=0, help="Decides which patches are hidden (default: 0).")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="Where steps.json and steps.png go.")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, help="Where the results go.")
     return parser
 
 
 @torch.no_grad()
 def evaluate(model, processor, loader: DataLoader, masks: torch.Tensor, **options) -> dict[str, float]:
-    """Error, and its ratio to that of the baselines, mean steps and CPU time of an image."""
+    """Error, and its ratio to that of the baselines, mean steps and time of an image."""
     patch_size = model.config.patch_height_width
     errors, steps, elapsed = [], [], 0.0
     for batch in loader:
         pixel_values = normalize(batch["image"].to(model.device), processor)
         mask = masks[batch["index"]].to(model.device)
-        start = time.process_time()
+        start = time.perf_counter()
         outputs = model(pixel_values, bool_masked_pos=mask, **options)
-        elapsed += time.process_time() - start
+        elapsed += time.perf_counter() - start
         if "tolerance" in options:
             steps.append(outputs.num_steps_taken)
         images = denormalize(pixel_values, processor)
@@ -63,21 +64,16 @@ def evaluate(model, processor, loader: DataLoader, masks: torch.Tensor, **option
         "masked_mse": mean[0],
         "ratio_to_mean_color": mean[0] / mean[1],
         "ratio_to_neighbor_average": mean[0] / mean[2],
-        "cpu_seconds_per_image": elapsed / len(loader.dataset),
+        "seconds_per_image": elapsed / len(loader.dataset),
     }
 
 
 def table(name: str, rows: Iterable[dict]) -> list[dict]:
     """Print the rows as they come."""
-    print(f"\n| {name} | steps | masked MSE | of mean colour | of neighbour average | CPU ms an image |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print(f"\n| {' | '.join([name, *STEPS_HEADER])} |")
     printed = []
     for row in rows:
-        print(
-            f"| {row[name]} | {row['steps']:.2f} | {row['masked_mse']:.5f} | {row['ratio_to_mean_color']:.3f} "
-            f"| {row['ratio_to_neighbor_average']:.3f} | {1000 * row['cpu_seconds_per_image']:.2f} |",
-            flush=True,
-        )
+        print(f"| {' | '.join([str(row[name]), *steps_row(row)])} |", flush=True)
         printed.append(row)
     return printed
 
@@ -121,11 +117,14 @@ def main(argv: list[str]) -> None:
     measured = (model, processor, loader, masks)
     rows = table("num_steps", (evaluate(*measured, num_steps=count) for count in counts))
     stopped = table("tolerance", (evaluate(*measured, tolerance=tolerance) for tolerance in args.tolerances))
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    results = {"checkpoint": args.checkpoint, "trained_steps": trained_steps, "images": len(images)}
+    folder = args.output_dir / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    described = f"{model.num_parameters():,} parameters, trained with {trained_steps} steps on {args.dataset_name}"
+    results = {"model": described, "trained_steps": trained_steps, "images": len(images)}
     results |= {"by_steps": rows, "by_tolerance": stopped}
-    (args.output_dir / "steps.json").write_text(json.dumps(results, indent=1) + "\n")
-    plot(rows, stopped, trained_steps, args.output_dir / "steps.png")
+    (folder / STEPS).write_text(json.dumps(results, indent=1) + "\n")
+    plot(rows, stopped, trained_steps, (folder / STEPS).with_suffix(".png"))
+    print(f"\n{write_page(args.output_dir)}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def build(name: str, size: Size, device: torch.device, seed_checkout: Path | Non
     nn.init.normal_(block.hopfield.W, std=0.02)
     block.to(device)
     if "compiled" in options:
-        block._step = torch.compile(block._step, fullgraph=True)
+        block = torch.compile(block, fullgraph=True)
     if "bf16" not in options:
         return block
     autocast = torch.autocast(device.type, torch.bfloat16)
