@@ -214,6 +214,8 @@ def damage(folder):
             lambda folder: [(folder / name).unlink() for name in ("README.md", "all_results.json")],
             "its run has not finished",
         ),
+        (lambda folder: (folder / "README.md").write_text("---\ntags: [\n---\n"), "is not that of a model card: while"),
+        (lambda folder: (folder / "README.md").write_text("---\n- a\n---\n"), "card metadata block should be a dict"),
         (lambda folder: (folder / "config.json").write_text('{"architectures": ["ViTModel"]}'), "holds a ViTModel"),
         (lambda folder: (folder / "config.json").write_text("{}"), "holds no model of this package"),
         (lambda folder: os.rename(folder, folder.with_name("gone")), "is not a folder"),

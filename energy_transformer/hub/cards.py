@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
@@ -59,6 +60,16 @@ def write_card(folder: str | Path, repo_id: str | None = None, license: str = LI
     return temporary.replace(path)
 
 
+def load_card(path: Path) -> ModelCard:
+    """Raises:
+    UserError: when the metadata at its top is not what the Hub takes.
+    """
+    try:
+        return ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: its metadata is not that of a model card: {' '.join(str(error).split())}") from error
+
+
 def address_card(folder: str | Path, repo_id: str) -> None:
     """Write the card if there is none; name the repository in one that was written before it was known.
 
@@ -68,7 +79,7 @@ def address_card(folder: str | Path, repo_id: str) -> None:
     if not path.exists():
         write_card(folder, repo_id)
         return
-    card = ModelCard.load(path)
+    card = load_card(path)
     if _ANY_REPO in str(card) and str(card) == str(model_card(folder, None, card.data.license)):
         write_card(folder, repo_id, card.data.license)
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from ..errors import UserError
 from . import failures
+from .cards import load_card
 from .failures import HUB_ERRORS, explain, is_transient, require_repo_id, require_token, with_retries
 from .integrity import is_the_same
 
@@ -126,7 +127,7 @@ def create_repo(api: HfApi, repo_id: str, private: bool | None = None) -> str:
 
 
 def _tagged(card_path: Path, tags: Sequence[str], target: Path) -> Path:
-    card = ModelCard.load(card_path)
+    card = load_card(card_path)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
     card.save(target)
     return target

@@ -43,6 +43,7 @@ _COMMON_RULES: list[_Rule] = [
             "logging_steps",
             "sample_steps",
             "shuffle_buffer_size",
+            "ddp_timeout",
         ),
         lambda value: value >= 1,
         "be at least 1",
@@ -126,6 +127,7 @@ class CommonArguments:
     max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
     cpu: bool = _option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
+    ddp_timeout: int = _option(1800, "Seconds for which a process waits for others, such as for a first download.")
     compile: bool = _option(False, "Compile the model with torch.compile.")
     tf32: bool = _option(False, "Let matrix products of float32 use TF32 on a GPU that has it.")
     gradient_checkpointing: bool = _option(False, "Compute each descent step again in the backward pass: less memory.")

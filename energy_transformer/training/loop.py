@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, set_seed, tqdm
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed, tqdm
 from safetensors import SafetensorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
@@ -85,6 +86,7 @@ class Training(ABC):
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=tracker_name(args),
             project_dir=self.folder / "runs",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         )
         shard_on_cpu(self.accelerator)
         state = find_state(self.folder, args.resume_from_checkpoint)
