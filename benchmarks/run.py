@@ -81,6 +81,7 @@ def errors(names: list[str], size: variants.Size, device: torch.device, args) ->
     x = variants.tokens(size, device)
     with torch.no_grad():
         results = {name: variants.build(name, size, device, args.seed_checkout)(x) for name in names}
+    torch.compiler.reset()
     exact = results["reference"]
     return {name: ((found.float() - exact).norm() / exact.norm()).item() for name, found in results.items()}
 
@@ -110,6 +111,7 @@ def measure_block(size_name: str, names: list[str], rates: dict[str, float], dev
             print(f"{size_name:9}{rows[-1]['task']:10}{name:26}{seconds:9.3f} s", flush=True)
         functions.clear()
         gc.collect()
+        torch.compiler.reset()  # or the graphs of all variants and sizes together would be too many
     return rows
 
 
