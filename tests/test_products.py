@@ -165,3 +165,37 @@ def test_compilation_with_measured_kernels():
     x = torch.randn(2, 7, 16)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(block, fullgraph=True, mode="max-autotune")(x), block(x))
+
+
+def small_block(dtype=torch.float64):
+    torch.manual_seed(0)
+    block = EnergyTransformer(8, 16, 2, n_iters_default=3).to(dtype)
+    for weight in (block.mha.Wq, block.mha.Wk, block.hopfield.W):
+        torch.nn.init.normal_(weight, std=0.3)
+    return block, torch.randn(2, 5, 8, dtype=dtype, requires_grad=True)
+
+
+def test_a_gradient_to_differentiate_again_is_the_same():
+    """Over several steps, so that g depends on the weights as well."""
+    block, x = small_block()
+    variables = [x, *block.parameters()]
+    loss = block(x).square().sum()
+    once = torch.autograd.grad(loss, variables, retain_graph=True)
+    again = torch.autograd.grad(loss, variables, create_graph=True)
+    torch.testing.assert_close(again, once, rtol=1e-12, atol=1e-12)
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_many_losses_at_once(onednn_for_all):
+    block, x = small_block(torch.float32)
+    variables = [x, *block.parameters()]
+    losses = block(x).sum((0, 2))
+    one_by_one = [torch.autograd.grad(loss, variables, retain_graph=True) for loss in losses]
+    expected = [torch.stack(gradients) for gradients in zip(*one_by_one, strict=True)]
+
+    def gradients(upstream, **options):
+        return torch.autograd.grad(losses, variables, upstream, retain_graph=True, **options)
+
+    torch.testing.assert_close(gradients(torch.eye(5), is_grads_batched=True), tuple(expected))
+    torch.testing.assert_close(torch.func.vmap(gradients)(torch.eye(5)), tuple(expected))
