@@ -202,7 +202,7 @@ class EnergyAttention(_Energy):
     def _project(self, g, weight, bias):
         projected = product(g.to(weight.dtype).flatten(0, -2), plain(weight).flatten(0, 1), transposed=True)
         if bias is not None:
-            projected += bias.to(projected.dtype).expand(self.n_heads, -1).flatten()
+            projected = projected + bias.to(projected.dtype).expand(self.n_heads, -1).flatten()
         # contiguous, because each of the four products with it would make a copy of its own
         by_head = projected.view(*g.shape[:-1], self.n_heads, self.head_dim).transpose(-3, -2)
         return by_head.contiguous()
@@ -416,7 +416,7 @@ class BaseModernHopfield(_Energy):
             pull = product(self._overlaps(g).relu_(), plain(self.W), transposed=True)
             return (-self.beta * pull).view(g.shape)
         inputs = self._rows(g), plain(self.W), self.beta
-        if only_plain_operators() or torch.is_autocast_enabled(g.device.type):
+        if g.is_meta or only_plain_operators() or torch.is_autocast_enabled(g.device.type):  # meta knows no autocast
             gradient, _ = _relu_gradient(*inputs)
         else:
             gradient = _ReluGradient.apply(*inputs)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from energy_transformer import BaseModernHopfield, EnergyTransformer, products
+from energy_transformer import BaseModernHopfield, EnergyAttention, EnergyTransformer, products
 from energy_transformer.energies import _relu_gradient, _ReluGradient
 from energy_transformer.products import product
 
@@ -199,3 +199,19 @@ def test_gradients_of_many_losses_at_once(onednn_for_all):
 
     torch.testing.assert_close(gradients(torch.eye(5), is_grads_batched=True), tuple(expected))
     torch.testing.assert_close(torch.func.vmap(gradients)(torch.eye(5)), tuple(expected))
+
+
+def test_an_ensemble_of_biases():
+    torch.manual_seed(0)
+    attention = EnergyAttention(8, 2, use_bias=True)
+    g, biases = torch.randn(5, 8), torch.randn(3, 2, 4)
+
+    def gradient(bias):
+        return torch.func.functional_call(attention, {"bq": bias}, g)
+
+    torch.testing.assert_close(torch.func.vmap(gradient)(biases), torch.stack([gradient(bias) for bias in biases]))
+
+
+def test_shapes_on_the_meta_device():
+    block, x = small_block()
+    assert block.to("meta")(x.to("meta")).shape == x.shape
