@@ -61,8 +61,9 @@ def _goes_to_onednn(left, right) -> bool:
         return False
     if only_plain_operators() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
-    traced = torch.compiler.is_compiling()  # tensors stand for others, and are of a subclass
-    if not traced and any(type(matrix) not in (torch.Tensor, torch.nn.Parameter) for matrix in matrices):
+    # after dynamo, a compilation works on tensors of subclasses of its own
+    lowering = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if not lowering and any(type(matrix) not in (torch.Tensor, torch.nn.Parameter) for matrix in matrices):
         return False
     # a graph for any batch is compiled anew for a batch on the other side of this alone
     return left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS

@@ -126,6 +126,20 @@ def test_compiled_graphs_call_it_for_a_large_batch_alone(monkeypatch):
     assert frames[2] == frames[-1]
 
 
+class Subclass(torch.Tensor):
+    """Stands for a DTensor, whose library has no rule for an operator of ours."""
+
+
+@needs_onednn
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tensors_of_a_subclass_are_left_to_torch(compiled, onednn_for_all):
+    left, right = (matrix.detach() for matrix in matrices((6, 5), (5, 4)))
+    multiply = torch.compile(product, backend="eager", fullgraph=True) if compiled else product
+    multiply(left, right), multiply(left.as_subclass(Subclass), right)
+    assert count_operator_calls(lambda: multiply(left, right)) == 1
+    assert count_operator_calls(lambda: multiply(left.as_subclass(Subclass), right)) == 0
+
+
 BETAS = [1.0, 0.7, -0.6, torch.tensor(0.7), torch.tensor([-0.6])]
 
 
