@@ -202,7 +202,7 @@ class EnergyAttention(_Energy):
     def _project(self, g, weight, bias):
         projected = product(g.to(weight.dtype).flatten(0, -2), plain(weight).flatten(0, 1), transposed=True)
         if bias is not None:
-            projected += bias.to(projected.dtype).expand(self.n_heads, -1).flatten()
+            projected = projected + bias.to(projected.dtype).expand(self.n_heads, -1).flatten()
         # contiguous, because each of the four products with it would make a copy of its own
         by_head = projected.view(*g.shape[:-1], self.n_heads, self.head_dim).transpose(-3, -2)
         return by_head.contiguous()
@@ -288,11 +288,19 @@ def _relu_gradient(rows, memories, beta):
     return -beta * product(active, memories, transposed=True), active
 
 
+def _relu_backward(upstream, active):
+    """`upstream` where `active` is positive and 0 elsewhere; in place, but not within `torch.func.vmap` nor the older
+    vmap of `torch.autograd.grad(is_grads_batched=True)`, which refuse that."""
+    if torch.compiler.is_compiling() or only_plain_operators() or torch._C._functorch.is_legacy_batchedtensor(upstream):
+        return torch.ops.aten.threshold_backward(upstream, active, 0)
+    return torch.ops.aten.threshold_backward.grad_input(upstream, active, 0, grad_input=upstream)
+
+
 class _ReluGradient(torch.autograd.Function):
     """The gradient of the ReLU energy, with a derivative in closed form that keeps only g and a = relu(β g W).
 
     With G the upstream gradient, and P = G W where a > 0 and 0 elsewhere:
-    dg = −β² P Wᵀ,  dW = −β² gᵀ P − β Gᵀ a,  dβ = −2 Σ P ∘ a.
+    dg = −β² P Wᵀ,  dW = −β² gᵀ P − β Gᵀ a,  dβ = −2 Σ P ∘ a = −2β Σ g ∘ P Wᵀ.
     """
 
     @staticmethod
@@ -311,19 +319,22 @@ class _ReluGradient(torch.autograd.Function):
             return _ReluGradient._differentiable_backward(ctx, upstream, rows, memories, beta)
         needs_rows, needs_memories, needs_beta = ctx.needs_input_grad
         grad_rows = grad_memories = grad_beta = None
-        through = product(upstream, memories)
-        torch.ops.aten.threshold_backward.grad_input(through, active, 0, grad_input=through)  # of relu, in place
-        if needs_beta:
-            grad_beta = -2 * (through.flatten() @ active.flatten()).expand_as(beta)
+        through = _relu_backward(product(upstream, memories), active)
         if needs_memories:
             grad_memories = product((-beta * upstream).mT, active)
             grad_memories = product((-(beta**2) * rows).mT, through, total=grad_memories)
+        if needs_rows or needs_beta:
+            pulled = product(through, memories, transposed=True)
+        if needs_beta:
+            grad_beta = (-2 * beta * (rows * pulled).sum()).view_as(beta)
         if needs_rows:
-            grad_rows = product(through, memories, transposed=True) * -(beta**2)
+            grad_rows = pulled * -(beta**2)
         return grad_rows, grad_memories, grad_beta
 
     @staticmethod
     def _differentiable_backward(ctx, upstream, *inputs):
+        # views of their own, for g depends on W and β through the steps before, and only partial derivatives are meant
+        inputs = [tensor.view_as(tensor) if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
         wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
         gradient, _ = _relu_gradient(*inputs)
         found = iter(torch.autograd.grad(gradient, wanted, upstream, create_graph=True))
@@ -405,7 +416,7 @@ class BaseModernHopfield(_Energy):
             pull = product(self._overlaps(g).relu_(), plain(self.W), transposed=True)
             return (-self.beta * pull).view(g.shape)
         inputs = self._rows(g), plain(self.W), self.beta
-        if only_plain_operators() or torch.is_autocast_enabled(g.device.type):
+        if g.is_meta or only_plain_operators() or torch.is_autocast_enabled(g.device.type):  # meta knows no autocast
             gradient, _ = _relu_gradient(*inputs)
         else:
             gradient = _ReluGradient.apply(*inputs)

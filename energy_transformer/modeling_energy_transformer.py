@@ -4,6 +4,7 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 """
 
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -197,7 +198,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
     def _steps(self, num_steps: int | None) -> Iterator[EnergyTransformerLayer]:
         """The layer of each step, in order."""
         num_steps = self.config.num_steps if num_steps is None else num_steps
-        if not isinstance(num_steps, int) or num_steps < 0:
+        if not isinstance(num_steps, Integral) or num_steps < 0:
             raise ValueError(f"num_steps must be a whole number of at least 0, got {num_steps!r}")
         for layer in self.layers:
             for _ in range(num_steps):
@@ -322,7 +323,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
 
 
 def _check_tolerance(tolerance: float, recorded: bool) -> None:
-    if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+    if not isinstance(tolerance, Real) or not tolerance >= 0:
         raise ValueError(f"tolerance must be a number of at least 0, got {tolerance!r}")
     if torch.is_grad_enabled():
         raise ValueError("tolerance needs torch.no_grad(): the number of steps would depend on the weights")

@@ -1,8 +1,7 @@
 """Matrix products of tokens with weights, which are nearly all that a descent computes.
 
 For float32 on a CPU torch multiplies with a BLAS, MKL in its x86 builds, and keeps oneDNN, which it ships too, for
-convolutions and half precision. At the sizes of an Energy Transformer oneDNN is the faster one
-(`benchmarks/RESULTS.md`), so large products go there. Both compute in float32;
+convolutions and half precision. Of large products oneDNN is the faster one, so they go there. Both compute in float32;
 `torch.backends.mkldnn.flags(enabled=False)` leaves all of them to the BLAS.
 """
 
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from .operators import define_operator, only_plain_operators
 
-_LEAST_MULTIPLICATIONS = 2**22  # below, the cost of the call itself shows
+_LEAST_MULTIPLICATIONS = 2**26  # where both are equally fast; below 2**23 the call itself costs a third more
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -62,10 +61,12 @@ def _goes_to_onednn(left, right) -> bool:
         return False
     if only_plain_operators() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
-    if torch.compiler.is_compiling():
-        return True  # a choice by size would tie the graph to the batch
-    no_subclass = all(type(matrix) in (torch.Tensor, torch.nn.Parameter) for matrix in matrices)
-    return no_subclass and left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS
+    # after dynamo, a compilation works on tensors of subclasses of its own
+    lowering = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if not lowering and any(type(matrix) not in (torch.Tensor, torch.nn.Parameter) for matrix in matrices):
+        return False
+    # a graph for any batch is compiled anew for a batch on the other side of this alone
+    return left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS
 
 
 def product(

@@ -1,5 +1,6 @@
 """Inference that stops when it has settled, and what a descent of many steps keeps in memory."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,13 @@ def test_what_is_not_a_number_has_not_settled():
     pixels[1] = torch.nan
     taken = model(pixels, tolerance=0.5, num_steps=20).num_steps_taken
     assert taken[1] == 20 > taken[0]
+
+
+@torch.no_grad()
+def test_numbers_of_numpy_count():
+    model, pixels = model_and_pixels()
+    found = model(pixels, num_steps=np.int64(7), tolerance=np.float32(0.5)).num_steps_taken
+    assert torch.equal(found, model(pixels, num_steps=7, tolerance=0.5).num_steps_taken)
 
 
 def test_what_a_tolerance_cannot_go_with():
