@@ -55,18 +55,23 @@ def _gradient_of_right(left, right, upstream):
     return product(upstream.mT, left).mT
 
 
+def _is_large(left, right) -> bool:
+    return left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS
+
+
 def _goes_to_onednn(left, right) -> bool:
-    matrices = left, right
-    if not _ONEDNN or any(matrix.dtype != torch.float32 or matrix.device.type != "cpu" for matrix in matrices):
+    if not (_ONEDNN and left.is_cpu and left.dtype == right.dtype == torch.float32):
         return False
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not traced and not _is_large(left, right):
+        return False  # first of all, for the sake of small blocks; in a trace it would tie the graph to the batch
     if only_plain_operators() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
     # after dynamo, a compilation works on tensors of subclasses of its own
     lowering = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-    if not lowering and any(type(matrix) not in (torch.Tensor, torch.nn.Parameter) for matrix in matrices):
+    if not lowering and any(type(matrix) not in (torch.Tensor, torch.nn.Parameter) for matrix in (left, right)):
         return False
-    # a graph for any batch is compiled anew for a batch on the other side of this alone
-    return left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS
+    return _is_large(left, right)  # a graph for any batch is compiled anew for one on the other side of the line
 
 
 def product(
