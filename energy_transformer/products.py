@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .operators import define_operator, only_plain_operators
 
 _LEAST_MULTIPLICATIONS = 2**26  # where both are equally fast; below 2**23 the call itself costs a third more
+_LEAST_WIDTH = 512  # of what a transposed left factor is multiplied with, for it is copied first
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -56,7 +57,8 @@ def _gradient_of_right(left, right, upstream):
 
 
 def _is_large(left, right) -> bool:
-    return left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS
+    wide = right.shape[1] >= _LEAST_WIDTH or left.is_contiguous()
+    return wide and left.numel() * right.shape[1] >= _LEAST_MULTIPLICATIONS
 
 
 def _goes_to_onednn(left, right) -> bool:

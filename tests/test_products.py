@@ -15,6 +15,7 @@ needs_onednn = pytest.mark.skipif(not products._ONEDNN, reason="a build of torch
 def onednn_for_all(monkeypatch):
     """Products of the sizes of these tests go there, too."""
     monkeypatch.setattr(products, "_LEAST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(products, "_LEAST_WIDTH", 0)
 
 
 def count_operator_calls(function):
@@ -56,6 +57,10 @@ def test_which_products_go_to_onednn(monkeypatch):
     assert count_operator_calls(lambda: product(*(matrix.double() for matrix in large))) == 0
     assert count_operator_calls(lambda: product(*(matrix.bfloat16() for matrix in large))) == 0
     assert count_operator_calls(lambda: torch.func.vmap(product, (None, 0))(large[0], large[1][None])) == 0
+    left, right = matrices((1024, 256), (1024, 600))
+    assert count_operator_calls(lambda: product(left.mT, right)) == 1
+    assert count_operator_calls(lambda: product(left.mT, right[:, :300])) == 0  # narrow for the copy of the left one
+    assert count_operator_calls(lambda: product(left, right[:256, :300])) == 1
     with torch.autocast("cpu", torch.bfloat16):
         assert product(*large).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
