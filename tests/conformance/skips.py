@@ -17,13 +17,13 @@ REASONS = {
     r"Not a prioritized model": "an older transformers: asks for a copyright in line 1",
     # these follow from what the models are
     r"RoPE|sliding window|sparse experts|output_router_logits|grouped_mm": "a mechanism of other architectures",
-    r"language modeling head|use `inputs_embeds`|test_resize_embeddings is set": "for models of text",
+    r"language modeling head|use `inputs_embeds`|test_resize_embeddings is set|not take a cache": "for models of text",
     r"not (a )?composite|No subconfigs": "for models made of several models",
     r"does not have position embeddings": "resizes positions along one axis: ours are interpolated in two at each call",
     r"support (SDPA|sdpa)": "SDPA returns A v; the energy attention needs A k and Aᵀ q",
     r"No conversion found": "no checkpoint names of older versions to translate",
     r"does not have a TP plan": "no tensor parallel plan is offered",
-    r"has no _keep_in_fp32_modules": "float32 is kept in the computation, whatever the weights are",
+    r"(has no|No) `?_keep_in_fp32_modules": "float32 is kept in the computation, whatever the weights are",
     r"No model with a differentiable loss was available": "the test finds no `weight` in an embedding that is an MLP",
 }
 
