@@ -15,9 +15,12 @@ import torch
 from energy_transformer import EnergyLayerNorm, EnergyTransformer
 from energy_transformer.attention_backends import eager_attention, eager_logsumexp
 
-triton = pytest.importorskip("triton", reason="triton is made for Linux alone")  # and so for the next import
+if sys.platform != "linux":
+    pytest.skip("triton is made for Linux alone", allow_module_level=True)
 
-from energy_transformer.kernels import energy_attention, triton_attention, triton_kernels, triton_logsumexp  # noqa: E402
+import triton
+
+from energy_transformer.kernels import energy_attention, triton_attention, triton_kernels, triton_logsumexp
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
