@@ -8,18 +8,18 @@ from pathlib import Path
 INTRODUCTION = """# Benchmarks
 
 Made by `make bench`; do not edit. All variants run the same block with the same weights, one after the other in every
-round; times are medians. *reference* is the descent with its gradient from autograd (`reference.py`), *seed* the first
-PyTorch implementation itself. *of reference* compares with the float32 reference, *of products* is the arithmetic of
-the matrix products that the step needs, over what this machine does in a large product of the same type, measured in
-the same run. *memory* is the most that tensors held above what was held before, *error* the relative error of the
-tokens after all steps against the float32 reference.
+round; times are medians. *reference* is the descent with its gradient from autograd (`reference.py`), *LumenPallidium*
+the first PyTorch implementation itself. *of reference* compares with the float32 reference, *of products* is the
+arithmetic of the matrix products that the step needs, over what this machine does in a large product of the same type,
+measured in the same run. *memory* is the most that tensors held above what was held before, *error* the relative error
+of the tokens after all steps against the float32 reference.
 """
 
 STEPS = "quality_by_steps.json"
 
 OWED = r"""## Owed
 
-Every figure of a GPU: `make bench` on a machine with one, with `ARGS="--seed_checkout FOLDER --jax_checkout FOLDER"`
+Every figure of a GPU: `make bench` on a machine with one, with `ARGS="--lumen_checkout FOLDER --jax_checkout FOLDER"`
 for the other implementations. The fused kernels have been compiled for sm_90 and run in Triton's interpreter, never on
 a GPU. Images a second with the data pipeline, to compare with the table of the CIFAR size, are what this prints:
 
@@ -86,7 +86,7 @@ def steps_row(row: dict) -> list[str]:
     ]
 
 
-STEPS_HEADER = ["steps", "masked MSE", "of the mean colour's", "of the neighbour average's", "ms an image"]
+STEPS_HEADER = ["steps", "masked MSE", "of the mean color's", "of the neighbor average's", "ms an image"]
 
 
 def _steps_section(results: dict) -> str:
@@ -96,7 +96,7 @@ def _steps_section(results: dict) -> str:
     return (
         f"## Error over hidden pixels against the number of steps\n\n{results['model']}, {results['images']} held-out "
         f"images, the same hidden patches in every row.\n\n![error against steps](results/{Path(STEPS).stem}.png)\n\n"
-        f"{by_steps}\nStopped image by image when a step changes the normalised tokens by less than the tolerance, at "
+        f"{by_steps}\nStopped image by image when a step changes the normalized tokens by less than the tolerance, at "
         f"most {results['trained_steps']} steps:\n\n{_table(['tolerance', *STEPS_HEADER], stopped)}"
     )
 

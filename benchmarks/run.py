@@ -17,8 +17,8 @@ import variants
 from report import write_results
 
 import energy_transformer
-from energy_transformer.command_line import OneLineErrors, run_script
-from energy_transformer.errors import UserError
+from energy_transformer.utils.command_line import OneLineErrors, run_script
+from energy_transformer.utils.errors import UserError
 
 LENGTHS = [64, 256, 1024, 4096, 16384]
 STEPS = [1, 3, 6, 12, 24]
@@ -32,7 +32,7 @@ def build_parser() -> OneLineErrors:
     parser.add_argument("--threads", type=int, help="Threads of a CPU run; as torch finds when not given.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda.")
     parser.add_argument("--variants", nargs="+", help="Measure only these, such as 'eager bf16' (default: all).")
-    parser.add_argument("--seed_checkout", type=Path, help="Folder with LumenPallidium/energy_transformer.")
+    parser.add_argument("--lumen_checkout", type=Path, help="Folder with LumenPallidium/energy_transformer.")
     parser.add_argument("--jax_checkout", type=Path, help="Folder with bhoov/energy-transformer-jax; needs equinox.")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, help="Where the results go.")
     return parser
@@ -44,7 +44,7 @@ def check(args) -> None:
     if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"device must be cpu, or cuda where there is one, got {args.device}")
     needed = {
-        "seed_checkout": "energy_transformer/energy_transformers.py",
+        "lumen_checkout": "energy_transformer/energy_transformers.py",
         "jax_checkout": "architecture.py",
     }
     for option, file in needed.items():
@@ -58,8 +58,8 @@ def chosen_variants(args) -> list[str]:
     names = variants.variant_names(variants.available_backends())
     if args.quick:
         names = [name for name in names if "compiled" not in name]
-    if args.seed_checkout is not None:
-        names.insert(1, "seed")
+    if args.lumen_checkout is not None:
+        names.insert(1, "LumenPallidium")
     if args.jax_checkout is not None:
         names.insert(1, "jax")
     unknown = set(args.variants or []) - set(names)
@@ -80,7 +80,7 @@ def errors(names: list[str], size: variants.Size, device: torch.device, args) ->
     size = replace(size, batch=1)
     x = variants.tokens(size, device)
     with torch.no_grad():
-        results = {name: variants.build(name, size, device, args.seed_checkout)(x) for name in names}
+        results = {name: variants.build(name, size, device, args.lumen_checkout)(x) for name in names}
     torch.compiler.reset()
     exact = results["reference"]
     return {name: ((found.float() - exact).norm() / exact.norm()).item() for name, found in results.items()}
@@ -117,7 +117,7 @@ def measure_block(size_name: str, names: list[str], rates: dict[str, float], dev
 
 def fits(name: str, length: int, device: torch.device) -> bool:
     """Whether about ten N×N matrices of float32 for each head do, for what makes them."""
-    linear = not name.startswith(("reference", "seed", "eager"))
+    linear = not name.startswith(("reference", "LumenPallidium", "eager"))
     return linear or 10 * 4 * variants.LENGTHS.heads * length**2 < measure.available_bytes(device)
 
 
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
     device = torch.device(args.device)
     names = chosen_variants(args)
     plain = [name for name in names if " " not in name and name != "jax"]
-    backends = [name for name in plain if name not in ("reference", "seed")]
+    backends = [name for name in plain if name not in ("reference", "LumenPallidium")]
     dtypes = (torch.float32, torch.bfloat16)
     rates = {str(dtype).removeprefix("torch."): measure.product_rate(dtype, device, args.rounds) for dtype in dtypes}
     results = {

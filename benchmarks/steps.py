@@ -14,12 +14,12 @@ import torch
 from report import STEPS, STEPS_HEADER, steps_row, write_page
 from torch.utils.data import DataLoader
 
-from energy_transformer.command_line import OneLineErrors, run_script
 from energy_transformer.data import ImageTensors, denormalize, load_image_datasets, normalize
-from energy_transformer.errors import UserError
+from energy_transformer.inspection import load_for_reconstruction
 from energy_transformer.metrics import masked_squared_error, mean_visible_color, neighbor_average
-from energy_transformer.reconstruction import load_for_reconstruction
 from energy_transformer.training.evaluation import evaluation_masks
+from energy_transformer.utils.command_line import OneLineErrors, run_script
+from energy_transformer.utils.errors import UserError
 
 
 def build_parser() -> OneLineErrors:
@@ -86,13 +86,13 @@ def plot(rows: list[dict], stopped: list[dict], trained_steps: int, path: Path) 
 
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
     steps = [row["steps"] for row in rows]
-    axis.semilogy(steps, [row["ratio_to_mean_color"] for row in rows], marker="o", label="of the mean colour's error")
-    axis.semilogy(steps, [row["ratio_to_neighbor_average"] for row in rows], marker="o", label="of the neighbours'")
+    axis.semilogy(steps, [row["ratio_to_mean_color"] for row in rows], marker="o", label="of the mean color's error")
+    axis.semilogy(steps, [row["ratio_to_neighbor_average"] for row in rows], marker="o", label="of the neighbors'")
     if stopped:
         places = [row["steps"] for row in stopped]
         axis.plot(places, [row["ratio_to_mean_color"] for row in stopped], "x", label="the same, stopped early")
-    axis.axvline(trained_steps, color="grey", linestyle=":", label="steps in training")
-    axis.axhline(1, color="grey", linewidth=0.5)
+    axis.axvline(trained_steps, color="gray", linestyle=":", label="steps in training")
+    axis.axhline(1, color="gray", linewidth=0.5)
     axis.set_xlabel("descent steps")
     axis.set_ylabel("error over hidden pixels")
     axis.legend()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from energy_transformer.data import ImageStream, StreamLoader
 from energy_transformer.data.demo import PHOTOGRAPHS, photograph
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
 
 FEATURES = datasets.Features({"image": datasets.Image()})
 

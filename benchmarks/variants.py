@@ -67,14 +67,16 @@ def variant_names(backends: list[str]) -> list[str]:
     return ["reference", "reference bf16", *names]
 
 
-def build(name: str, size: Size, device: torch.device, seed_checkout: Path | None = None) -> Callable[[Tensor], Tensor]:
+def build(
+    name: str, size: Size, device: torch.device, lumen_checkout: Path | None = None
+) -> Callable[[Tensor], Tensor]:
     """Tokens (B, N, D) to tokens, by the variant of that name: BACKEND [bf16] [compiled] [checkpointed]."""
     way, *options = name.split()
     if way == "reference":
         block: nn.Module = AutogradTransformer(size.dim, size.memories, size.heads, size.steps)
-    elif way == "seed":
-        seed_class = load_module("seed_energy_transformer", seed_checkout, "energy_transformer/energy_transformers.py")
-        block = seed_class.EnergyTransformer(size.dim, size.memories, size.heads, n_iters_default=size.steps)
+    elif way == "LumenPallidium":
+        lumen = load_module("lumen_energy_transformer", lumen_checkout, "energy_transformer/energy_transformers.py")
+        block = lumen.EnergyTransformer(size.dim, size.memories, size.heads, n_iters_default=size.steps)
     else:
         cls = Checkpointed if "checkpointed" in options else EnergyTransformer
         block = cls(size.dim, size.memories, size.heads, n_iters_default=size.steps, attn_implementation=way)
@@ -132,12 +134,12 @@ def steps_of(name: str, size: Size, training: bool, device: torch.device, args) 
     if name == "jax":
         return jax_step(size, training, args.jax_checkout)
     x = tokens(size, device)
-    function = build(name, size, device, args.seed_checkout)
+    function = build(name, size, device, args.lumen_checkout)
     return training_step(function, x, torch.randn_like(x)) if training else inference(function, x)
 
 
 def jax_step(size: Size, training: bool, checkout: Path) -> Callable[[], object]:
-    """The official block (`architecture.py`), vectorised over images and compiled, on JAX's default device."""
+    """The official block (`architecture.py`), vectorized over images and compiled, on JAX's default device."""
     import equinox
     import jax
 

@@ -52,7 +52,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
         norm_type (`"energy_layer_norm"` or `"layer_norm"`, *optional*, defaults to `"energy_layer_norm"`):
             The paper's norm with a scalar gain, under which the energy falls, or `torch.nn.LayerNorm`.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5).
-        norm_regularization (`float`, *optional*, defaults to 0.0): λ of the regularised energy layer norm.
+        norm_regularization (`float`, *optional*, defaults to 0.0): λ of the regularized energy layer norm.
         use_cls_token (`bool`, *optional*, defaults to `True`): put a learned token before the patches.
         patch_embedding (`"linear"` or `"mlp"`, *optional*, defaults to `"linear"`):
             Encoder and decoder of the patches: one linear map, or linear, layer norm, ReLU, linear.
@@ -60,7 +60,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
             `"paper"`: every weight of the block, token and position normal with the two ranges below.
             `"scaled"`: positions are 2-D sine-cosine codes of unit amplitude, Wq and Wk start equal and normal with
             standard deviation 1/sqrt(hidden_size), memories normal with the range below. It leaves the plateau of
-            the mean colour at once, where `"paper"` needs thousands of steps; for small models and short runs.
+            the mean color at once, where `"paper"` needs thousands of steps; for small models and short runs.
             The encoder and decoder are LeCun normal with zero bias in both, as in the reference.
         initializer_range (`float`, *optional*, defaults to 0.002): for Wq, Wk, tokens and positions.
         hopfield_initializer_range (`float`, *optional*, defaults to 0.02): for the memories.
@@ -70,10 +70,10 @@ class EnergyTransformerConfig(PreTrainedConfig):
         mask_type (`"scatter"`, `"block"` or `"scatter_or_block"`, *optional*, defaults to `"scatter"`):
             Hide single patches, or a square of patches that wraps around the borders, or either with equal chance.
         norm_pix_loss (`bool`, *optional*, defaults to `False`):
-            Let the target of each patch be its pixels, normalised by their own mean and variance.
+            Let the target of each patch be its pixels, normalized by their own mean and variance.
         decoder_norm (`"energy_layer_norm"`, `"layer_norm"` or `"none"`, *optional*, defaults to `"energy_layer_norm"`):
             What the decoder of the patches reads: the final state through the last block's norm, through a
-            `torch.nn.LayerNorm` of its own (Lemon-cmd/energy-transformer-torch), or as it is (the seed's example).
+            `torch.nn.LayerNorm` of its own (Lemon-cmd/energy-transformer-torch), or as it is (LumenPallidium's).
         decoder_norm_eps (`float`, *optional*, defaults to 1e-5): of that layer norm; Lemon-cmd's is `hidden_size`.
         classifier_head (`"linear"` or `"mlp"`, *optional*, defaults to `"linear"`):
             Layer norm and linear map to the labels, or layer norm, linear, ReLU, linear.

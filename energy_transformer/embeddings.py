@@ -30,7 +30,7 @@ def sine_cosine_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
 
 
 def patch_map(config: EnergyTransformerConfig, in_dim: int, out_dim: int) -> nn.Module:
-    """The encoder or decoder of the patches; the MLP is that of the seed's example."""
+    """The encoder or decoder of the patches; the MLP is that of LumenPallidium's example."""
     if config.patch_embedding == "linear":
         return nn.Linear(in_dim, out_dim)
     dim = config.hidden_size

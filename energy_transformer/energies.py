@@ -65,7 +65,7 @@ def _set_beta(
 
 
 class EnergyLayerNorm(nn.Module):
-    r"""Layer normalisation with a scalar gain: the gradient of a Lagrangian (paper, equations 1 and 2).
+    r"""Layer normalization with a scalar gain: the gradient of a Lagrangian (paper, equations 1 and 2).
 
     $$g = \gamma \frac{x - \bar x}{\sqrt{\mathrm{var}(x) + \epsilon}} + \delta + \lambda x
         = \nabla L(x), \qquad
@@ -156,7 +156,7 @@ class EnergyAttention(_Energy):
         head_dim: Y; D / H when None.
         use_bias: biases bq, bk, initially zero; `True` for one of each head, shape (H, Y) (the paper's flax code),
             `"shared"` for one of all heads, shape (Y,) (Lemon-cmd/energy-transformer-torch).
-        learnable_beta: beta is a parameter, as in the seed; otherwise a constant, as in the paper.
+        learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant, as in the paper.
         attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
         attn_implementation: one of `ATTENTION_BACKENDS`, see [`attention_backends`]; a call may name another.
 
@@ -232,7 +232,7 @@ class EnergyAttention(_Energy):
         """Energy of each token as a query, summed over the heads.
 
         Args:
-            g (`torch.Tensor` of shape `(..., N, D)`): normalised tokens.
+            g (`torch.Tensor` of shape `(..., N, D)`): normalized tokens.
             mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
                 True where the token of the row may attend to the token of the column. A row without any True
                 contributes nothing.
@@ -344,23 +344,23 @@ class _ReluGradient(torch.autograd.Function):
 class BaseModernHopfield(_Energy):
     r"""Modern Hopfield network with a ReLU (paper, equation 5): the memories are the columns of W.
 
-    Another kind overrides `token_energies` and `grad`; the seed's hooks `activation`, `activation_energy` and
-    `_init_activation` are not called, for the gradient is in closed form.
+       Another kind overrides `token_energies` and `grad`; LumenPallidium's hooks `activation`, `activation_energy` and
+       `_init_activation` are not called, for the gradient is in closed form.
 
-    $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
-      \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$
+       $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
+         \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$
 
-    Args:
-        in_dim: token width D.
-        hidden_dim: number of memories M.
-        use_bias: without effect, as in the seed, so that its state_dicts fit; see `bias`.
-        beta: the constant inverse temperature, 1 when None. A learned one starts at 1 whatever `beta` is, as in the
-            seed.
-        scale: standard deviation of the initial memories.
-        bias: a bias b of shape (M,), initially zero. `True` adds it after the multiplication by beta (the paper's
-            flax code; the ReLU networks of flax and of Lemon-cmd/energy-transformer-torch have no beta),
-            `"before_beta"` before it: h = β (g W + b) (b-vitamins/energy-transformer).
-        learnable_beta: beta is a parameter, as in the seed; otherwise a constant.
+       Args:
+           in_dim: token width D.
+           hidden_dim: number of memories M.
+           use_bias: without effect, as in LumenPallidium, so that its state_dicts fit; see `bias`.
+           beta: the constant inverse temperature, 1 when None. A learned one starts at 1 whatever `beta` is, as in the
+    LumenPallidium.
+           scale: standard deviation of the initial memories.
+           bias: a bias b of shape (M,), initially zero. `True` adds it after the multiplication by beta (the paper's
+               flax code; the ReLU networks of flax and of Lemon-cmd/energy-transformer-torch have no beta),
+               `"before_beta"` before it: h = β (g W + b) (b-vitamins/energy-transformer).
+           learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant.
     """
 
     beta_shape: tuple[int, ...] = (1,)

@@ -73,11 +73,11 @@ class EnergyTransformer(nn.Module):
         self.return_energy = return_energy
 
     def energy(self, x: torch.Tensor) -> torch.Tensor:
-        """Energy of the tokens as they are (not normalised), summed over all of them: a scalar."""
+        """Energy of the tokens as they are (not normalized), summed over all of them: a scalar."""
         return self.mha.energy(x) + self.hopfield.energy(x)
 
     def forward_step(self, g: torch.Tensor) -> torch.Tensor:
-        """Gradient of [`energy`] at the normalised tokens g, same shape."""
+        """Gradient of [`energy`] at the normalized tokens g, same shape."""
         return self.mha(g) + self.hopfield(g)
 
     def _step(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class EnergyTransformer(nn.Module):
         """Tokens (..., N, dim) after `n_iters` steps (`n_iters_default` when None).
 
         Other keyword arguments are ignored. With `return_energy`, also the detached states after each step and the
-        energies of these states as they are; the descended energy is that of the normalised states.
+        energies of these states as they are; the descended energy is that of the normalized states.
         """
         x = x + self.pos_embedding
         features, energies = [], []

@@ -77,7 +77,7 @@ class EnergyTransformerLayer(GradientCheckpointingLayer):
 
 
 class EnergyTransformerPreTrainedModel(PreTrainedModel):
-    """Weight initialisation, loading and saving."""
+    """Weight initialization, loading and saving."""
 
     config: EnergyTransformerConfig
     config_class = EnergyTransformerConfig
@@ -178,7 +178,7 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
 
 
 class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
-    """The Energy Transformer without a head: pixels to normalised tokens.
+    """The Energy Transformer without a head: pixels to normalized tokens.
 
     Args:
         config ([`EnergyTransformerConfig`]).
@@ -231,7 +231,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
     ) -> EnergyTransformerModelOutput:
         r"""
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalized images.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
                 Patches to replace by the mask token; of integers, those that are 1.
             attention_mask (`torch.BoolTensor` of shape `(B, N)` or `(B, N, N)`, *optional*):
@@ -245,7 +245,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
                 The attentions need `attn_implementation` `"eager"`, or `"auto"`, which is eager then.
             num_steps (`int`, *optional*): steps of each block, in place of `config.num_steps`.
             tolerance (`float`, *optional*):
-                Stop the steps of an image when one changes its normalised tokens by at most this share of their
+                Stop the steps of an image when one changes its normalized tokens by at most this share of their
                 length; it is then left out of the computation, and `num_steps_taken` says when. Without gradients,
                 and for the last state alone.
             return_dict (`bool`, *optional*): False for a plain tuple.
@@ -492,7 +492,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
     ) -> EnergyTransformerMaskedImageModelingOutput:
         r"""
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalized images.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
                 Patches in the loss, any number for each image. Integers are taken as in the paper's code: 0 seen,
                 1 replaced and in the loss, 2 or more seen but in the loss. When None, masks are drawn from `noise`
@@ -602,7 +602,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
     ) -> EnergyTransformerImageClassifierOutput:
         r"""
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalized images.
             labels (`torch.Tensor` of shape `(B,)` or `(B, num_labels)`, *optional*):
                 Integers in [0, num_labels) for a cross entropy, numbers for a regression (`num_labels` 1, mean
                 squared error), (B, num_labels) zeros and ones as floats for several labels of an image.

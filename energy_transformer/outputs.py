@@ -57,7 +57,7 @@ class EnergyTransformerMaskedImageModelingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`): mean squared error over the pixels of the masked patches.
         reconstruction (`torch.FloatTensor` of shape `(B, C, H, W)`):
-            The decoded image, in the units of `pixel_values` (of the normalised patches with `norm_pix_loss`).
+            The decoded image, in the units of `pixel_values` (of the normalized patches with `norm_pix_loss`).
         mask (`torch.BoolTensor` of shape `(B, P)`): True for the patches in the loss.
         hidden_states, energies, attentions, energy_parts, num_steps_taken: see [`EnergyTransformerModelOutput`].
     """

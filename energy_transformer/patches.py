@@ -36,5 +36,5 @@ def patch_mask_to_pixels(mask: torch.Tensor, patch_size: tuple[int, int], grid: 
 
 
 def patch_mean_and_std(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `norm_pix_loss` normalises a patch with, as in ViTMAE: patches (..., L) to two tensors (..., 1)."""
+    """What `norm_pix_loss` normalizes a patch with, as in ViTMAE: patches (..., L) to two tensors (..., 1)."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -5,8 +5,8 @@ classification models), LumenPallidium/energy_transformer (state dicts), Lemon-c
 Widths, heads, memories, patches and image size are read from the shapes; an option is needed where they leave it open.
 """
 
-from energy_transformer.command_line import OneLineErrors, run_script
-from energy_transformer.errors import UserError
+from energy_transformer.utils.command_line import OneLineErrors, run_script
+from energy_transformer.utils.errors import UserError
 
 
 def parse_arguments(argv: list[str]) -> dict:
@@ -22,7 +22,7 @@ def parse_arguments(argv: list[str]) -> dict:
     parser.add_argument(
         "--attention_beta", type=float, help="Fixed inverse temperature; 1/sqrt(head width) by default."
     )
-    parser.add_argument("--hopfield_activation", help="'relu' or 'softmax', where a seed checkpoint leaves it open.")
+    parser.add_argument("--hopfield_activation", help="'relu' or 'softmax', where the file leaves it open.")
     parser.add_argument("--dtype", help="float64, float32, bfloat16 or float16; that of the file by default.")
     arguments = vars(parser.parse_args(argv))
     size = arguments["image_size"]

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from energy_transformer.command_line import run_script
+from energy_transformer.utils.command_line import run_script
 
 
 def main(argv: list[str]) -> None:

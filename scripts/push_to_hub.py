@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from energy_transformer.command_line import OneLineErrors, run_script
-from energy_transformer.errors import UserError
+from energy_transformer.utils.command_line import OneLineErrors, run_script
+from energy_transformer.utils.errors import UserError
 
 
 def build_parser() -> OneLineErrors:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from energy_transformer.command_line import OneLineErrors, run_script
-from energy_transformer.errors import UserError
+from energy_transformer.utils.command_line import OneLineErrors, run_script
+from energy_transformer.utils.errors import UserError
 
 
 def build_parser() -> OneLineErrors:
@@ -35,9 +35,9 @@ def main(argv: list[str]) -> None:
     if args.num_steps is not None and args.num_steps < 0:
         raise UserError(f"num_steps must not be negative, got {args.num_steps}")
 
+    from energy_transformer.inspection import load_for_reconstruction, prepare_image, reconstruct
+    from energy_transformer.inspection.visualization import descent_figure, save_figure
     from energy_transformer.metrics import masked_squared_error
-    from energy_transformer.reconstruction import load_for_reconstruction, prepare_image, reconstruct
-    from energy_transformer.visualization import descent_figure, save_figure
 
     model, processor = load_for_reconstruction(args.checkpoint, args.image_size, args.device)
     pixel_values, mask = prepare_image(args.image, model, processor, args.mask_ratio, args.seed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from energy_transformer.command_line import run_script
+from energy_transformer.utils.command_line import run_script
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo_classification.yaml"
 

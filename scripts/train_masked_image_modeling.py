@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from energy_transformer.command_line import run_script
+from energy_transformer.utils.command_line import run_script
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo.yaml"
 
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
         )
         print("held-out mean squared error over the hidden pixels, in units of [0, 1]:")
         print(f"  model              {results['eval_masked_mse']:.5f}")
-        print(f"  mean colour        {results['eval_mean_color_mse']:.5f}")
-        print(f"  neighbour average  {results['eval_neighbor_average_mse']:.5f}")
-        print(f"  model / mean colour: {results['eval_ratio_to_mean_color']:.3f}")
+        print(f"  mean color        {results['eval_mean_color_mse']:.5f}")
+        print(f"  neighbor average  {results['eval_neighbor_average_mse']:.5f}")
+        print(f"  model / mean color: {results['eval_ratio_to_mean_color']:.3f}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import torch
 from reference_numbers import under
 
 
-def seed_state(ref: dict) -> dict[str, torch.Tensor]:
+def lumen_state(ref: dict) -> dict[str, torch.Tensor]:
     return under(ref, "state.", "state_dict/")
 
 
-lemon_state = seed_state
+lemon_state = lumen_state
 
 
 def flax_tree(ref: dict) -> dict:

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "reference"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 # What may pass 1e-5 in float32: gradients through a whole descent, which amplifies every rounding, and one value behind
 # two blocks. Measured: our largest relative error; how far rounding the numbers of the file to float32, and nothing
-# else, moves the float64 result; and the seed's own code in float32. `docs/exactness.md` has the same table.
+# else, moves the float64 result; and LumenPallidium's own code in float32. `docs/exactness.md` has the same table.
 FLOAT32_TOLERANCE = {
     "jax_equinox_block": 4e-5,  # 2.5e-5, 2.6e-6
     "more/flax_recon": 4e-5,  # 2.3e-5, 7.1e-6
@@ -21,11 +21,11 @@ FLOAT32_TOLERANCE = {
     "more/lemon_1block": 5e-5,  # 2.9e-5, 1.2e-5
     "more/lemon_2block_bias": 4e-4,  # 2.1e-4, 8.6e-5
     "more/lemon_2block_bias, reconstruction": 2e-5,  # 9.9e-6, 6.9e-6
-    "seed_energy_transformer_relu": 5e-5,  # 3.3e-5, 2.7e-6, the seed 3.6e-5
-    "more/seed_relu_ctx0": 2e-5,  # 1.3e-5, 1.3e-6, the seed 1.3e-4
-    "more/seed_relu_ctxN": 2e-5,  # 1.1e-5, 6.2e-7, the seed 1.0e-4
-    "more/seed_softmax_ctx0": 2e-5,  # 1.1e-5, 4.4e-6, the seed 1.1e-4
-    "more/seed_softmax_ctxN": 2e-4,  # 1.2e-4, 2.1e-5, the seed 1.5e-4
+    "lumen_energy_transformer_relu": 5e-5,  # 3.3e-5, 2.7e-6, LumenPallidium 3.6e-5
+    "more/lumen_relu_ctx0": 2e-5,  # 1.3e-5, 1.3e-6, LumenPallidium 1.3e-4
+    "more/lumen_relu_ctxN": 2e-5,  # 1.1e-5, 6.2e-7, LumenPallidium 1.0e-4
+    "more/lumen_softmax_ctx0": 2e-5,  # 1.1e-5, 4.4e-6, LumenPallidium 1.1e-4
+    "more/lumen_softmax_ctxN": 2e-4,  # 1.2e-4, 2.1e-5, LumenPallidium 1.5e-4
 }
 in_both_precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 

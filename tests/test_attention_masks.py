@@ -145,12 +145,12 @@ def test_additive_masks_are_refused(pixel_values):
         make()(pixel_values, attention_mask=torch.zeros(2, 17))
 
 
-def test_regularised_norm(pixel_values):
+def test_regularized_norm(pixel_values):
     """λ|x|²/2 is added to the Lagrangian, so λx to g; the energy is that of the changed g."""
-    plain, regularised = make(), make(norm_regularization=0.25)
+    plain, regularized = make(), make(norm_regularization=0.25)
     x = plain.embeddings(pixel_values)
-    torch.testing.assert_close(regularised.layers[0].norm(x), plain.layers[0].norm(x) + 0.25 * x)
-    norm = regularised.layers[0].norm
+    torch.testing.assert_close(regularized.layers[0].norm(x), plain.layers[0].norm(x) + 0.25 * x)
+    norm = regularized.layers[0].norm
     torch.testing.assert_close(torch.func.grad(lambda x: norm.lagrangian(x).sum())(x), norm(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(norm.energy(x), ((norm(x) * x).sum(-1) - norm.lagrangian(x)).sum())
 
@@ -220,7 +220,7 @@ def test_no_cls_token(pixel_values):
 
 
 def test_mlp_patch_embedding(pixel_values):
-    """Linear, layer norm, ReLU, linear on both sides, as in the seed's example."""
+    """Linear, layer norm, ReLU, linear on both sides, as in LumenPallidium's example."""
     model = make(EnergyTransformerForMaskedImageModeling, patch_embedding="mlp")
     shapes = {
         "energy_transformer.embeddings.patch_embeddings.0": (16, 48),

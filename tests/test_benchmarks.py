@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from energy_transformer import EnergyTransformer, EnergyTransformerForMaskedImageModeling
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -66,10 +66,10 @@ def test_a_quick_run_leaves_a_table_a_plot_and_the_numbers(tmp_path):
 
 
 def test_a_mistake_is_one_line():
-    result = run("--seed_checkout", "nowhere")
+    result = run("--lumen_checkout", "nowhere")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith(
-        "seed_checkout: there is no energy_transformer/energy_transformers.py in nowhere"
+        "lumen_checkout: there is no energy_transformer/energy_transformers.py in nowhere"
     )
 
 

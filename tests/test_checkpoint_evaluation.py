@@ -15,12 +15,12 @@ from skimage.metrics import structural_similarity
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.data import denormalize, normalize
 from energy_transformer.data.demo import load_demo_dataset
-from energy_transformer.errors import UserError
-from energy_transformer.image_processing import build_image_processor, load_image_processor
+from energy_transformer.data.image_processing import build_image_processor, load_image_processor
 from energy_transformer.masking import block_masks, scatter_masks
 from energy_transformer.patches import patch_mask_to_pixels
 from energy_transformer.training.checkpoint_evaluation import evaluate_checkpoint, format_table, write_report
 from energy_transformer.training.evaluation_arguments import EvaluationArguments, parse_evaluation_arguments
+from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "evaluate_masked_image_modeling.py"
@@ -167,8 +167,8 @@ def test_checkpoints_that_do_not_serve_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_normalised_patches_are_measured_without_the_answer(tmp_path):
-    folder = save_model(tmp_path / "normalised", norm_pix_loss=True)
+def test_normalized_patches_are_measured_without_the_answer(tmp_path):
+    folder = save_model(tmp_path / "normalized", norm_pix_loss=True)
     arguments = EvaluationArguments(max_eval_samples=6, mask_types=["scatter"], mask_ratios=[0.5])
     report = evaluate_checkpoint(str(folder), arguments, Accelerator(cpu=True))
     assert report["patch_statistics"] == "estimated"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import flax_bytes, flax_tree, lemon_state, lemon_training_file, seed_state
+from foreign_checkpoints import flax_bytes, flax_tree, lemon_state, lemon_training_file, lumen_state
 from reference_numbers import FOLDER, assert_close, load
 from transformers import (
     AutoConfig,
@@ -21,7 +21,7 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
 )
 from energy_transformer.conversion import convert_checkpoint, load_energy_transformer
-from energy_transformer.image_processing import load_image_processor
+from energy_transformer.data.image_processing import load_image_processor
 from energy_transformer.patches import patchify, unpatchify
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
@@ -126,21 +126,21 @@ def test_flax_chunked_arrays_and_bfloat16(tmp_path):
     assert torch.equal(model.decoder.bias, bias.double())
 
 
-SEED_FILES = [
-    "seed_energy_transformer_relu.npz",
-    "seed_energy_transformer_softmax.npz",
-    "more/seed_relu_ctx0.npz",
-    "more/seed_relu_ctxN.npz",
-    "more/seed_softmax_ctx0.npz",
-    "more/seed_softmax_ctxN.npz",
+LUMEN_FILES = [
+    "lumen_energy_transformer_relu.npz",
+    "lumen_energy_transformer_softmax.npz",
+    "more/lumen_relu_ctx0.npz",
+    "more/lumen_relu_ctxN.npz",
+    "more/lumen_softmax_ctx0.npz",
+    "more/lumen_softmax_ctxN.npz",
 ]
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("name", SEED_FILES)
-def test_seed_block(name, nested, tmp_path):
+@pytest.mark.parametrize("name", LUMEN_FILES)
+def test_lumen_block(name, nested, tmp_path):
     ref = load(name)
-    state = seed_state(ref)
+    state = lumen_state(ref)
     torch.save({"model_state_dict": state, "epoch": 2} if nested else state, tmp_path / "seed.pt")
     convert_checkpoint(tmp_path / "seed.pt", tmp_path / "converted")
     model = load_energy_transformer(tmp_path / "converted")
@@ -160,7 +160,7 @@ ONE_NUMBER = [
 
 
 @pytest.mark.parametrize("arguments", ONE_NUMBER, ids=str)
-def test_seed_block_whose_beta_is_one_number(arguments, tmp_path):
+def test_lumen_block_whose_beta_is_one_number(arguments, tmp_path):
     """One head, or one number for all heads; a hopfield.beta without an axis tells that the network is a softmax."""
     torch.manual_seed(0)
     original = EnergyTransformer(12, 20, n_iters_default=12, **arguments).double()
@@ -178,8 +178,8 @@ def test_seed_block_whose_beta_is_one_number(arguments, tmp_path):
     assert_close(model(x), original(x))
 
 
-def seed_image_model(activation):
-    """The parts of the seed's example script, with other sizes: one module that holds them under the script's names."""
+def lumen_image_model(activation):
+    """One module with the parts of LumenPallidium's example script, in other sizes, under the script's names."""
     torch.manual_seed(0)
     model = torch.nn.Module()
     widths = [(27, 12), (12, 27)]
@@ -197,9 +197,9 @@ def seed_image_model(activation):
 
 
 @pytest.mark.parametrize("activation", ["relu", "softmax"])
-def test_seed_image_model(activation, tmp_path):
+def test_lumen_image_model(activation, tmp_path):
     """Patches of (h, w, c) values, the mask token before the positions, and no norm before the decoder."""
-    original = seed_image_model(activation)
+    original = lumen_image_model(activation)
     torch.save(original.state_dict(), tmp_path / "seed.pth")
     model = convert_checkpoint(tmp_path / "seed.pth", tmp_path / "out", image_size=(6, 12), num_steps=5)
     assert model.config.patch_size == 3 and model.config.hopfield_activation == activation
@@ -309,7 +309,7 @@ def test_defaults_of_the_origins(tmp_path):
     torch.save(lemon_state(load("more/lemon_1block.npz")), tmp_path / "lemon.pth")
     config = convert_checkpoint(tmp_path / "lemon.pth").config
     assert (config.num_steps, config.step_size, config.attention_beta) == (12, 1.0, None)
-    torch.save(seed_state(load("more/seed_relu_ctx0.npz")), tmp_path / "seed.pth")
+    torch.save(lumen_state(load("more/lumen_relu_ctx0.npz")), tmp_path / "seed.pth")
     convert_checkpoint(tmp_path / "seed.pth", tmp_path / "converted")
     block = load_energy_transformer(tmp_path / "converted")
     assert (block.n_iters, block.alpha) == (12, 0.1)

@@ -13,13 +13,13 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import flax_bytes, lemon_state, seed_state
+from foreign_checkpoints import flax_bytes, lemon_state, lumen_state
 from reference_numbers import FOLDER, load, under
 
 from energy_transformer import EnergyTransformer
 from energy_transformer.conversion import convert_checkpoint
 from energy_transformer.conversion.readers import read_file
-from energy_transformer.errors import UserError
+from energy_transformer.utils.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
 
@@ -55,7 +55,7 @@ def flax_parameters(name):
     return {key.replace("/", "."): value for key, value in under(load(name), "param/", "param.").items()}
 
 
-def seed_image_parameters():
+def lumen_image_parameters():
     """The layout alone: the numbers are of no interest here."""
     block = EnergyTransformer(24, 40, 3, context=16).state_dict()
     sizes = {"patch_embedder": (48, 24), "patch_deembedder": (24, 48)}
@@ -81,14 +81,14 @@ ORIGINS = {
         lambda: flax_parameters("jax_flax_classification_mlp.npz"),
         {("backbone.block.chn.kernel", 1), ("backbone.encoder.kernel", 0)},
     ),
-    "seed": (
+    "LumenPallidium": (
         lambda path, tensors: torch.save(tensors, path),
-        lambda: seed_state(load("seed_energy_transformer_relu.npz")),
+        lambda: lumen_state(load("lumen_energy_transformer_relu.npz")),
         {("hopfield.W", 1), ("pos_embedding", 1)},
     ),
     "seed image model": (
         lambda path, tensors: torch.save(tensors, path),
-        seed_image_parameters,
+        lumen_image_parameters,
         {("model.hopfield.W", 1)},
     ),
     "lemon": (
@@ -174,13 +174,13 @@ def test_numbers_that_the_dtype_cannot_hold(tmp_path):
     ],
 )
 def test_tensors_of_another_kind(change, reason, tmp_path):
-    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    state = lumen_state(load("lumen_energy_transformer_relu.npz"))
     torch.save({**state, "hopfield.W": change(state["hopfield.W"])}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", reason)
 
 
 def test_keys_that_become_the_same(tmp_path):
-    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    state = lumen_state(load("lumen_energy_transformer_relu.npz"))
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({**wrapped, "hopfield.W": 2 * state["hopfield.W"]}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", "two values for the key hopfield.W")
@@ -264,7 +264,7 @@ class Payload:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_of_more_than_tensors_are_not_run(zipped, tmp_path):
-    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    state = lumen_state(load("lumen_energy_transformer_relu.npz"))
     content = {"model": state, "extra": Payload(tmp_path / "ran")}
     torch.save(content, tmp_path / "seed.pth", _use_new_zipfile_serialization=zipped)
     refused(tmp_path / "seed.pth", "holds more than tensors", "mkdir")
@@ -303,7 +303,7 @@ def test_files_of_unknown_origin(tmp_path):
     refused(tmp_path / "linear.pth", "unknown origin", "weight, bias")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     refused(tmp_path / "list.pth", "expected a dict")
-    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    state = lumen_state(load("lumen_energy_transformer_relu.npz"))
     torch.save({"epoch": 2, "optimizer": {"module": state}}, tmp_path / "training.pth")
     refused(tmp_path / "training.pth", "unknown origin", "no parameters: epoch, optimizer")
     state = lemon_state(load("more/lemon_1block.npz"))
@@ -329,7 +329,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 def test_values_that_are_no_tensors(tmp_path):
-    state = seed_state(load("seed_energy_transformer_relu.npz"))
+    state = lumen_state(load("lumen_energy_transformer_relu.npz"))
     torch.save({**state, "comment": "mine"}, tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", "unused key: comment (str)")
 
@@ -387,7 +387,7 @@ def test_options_that_do_not_fit(options, words):
     refused(FOLDER / "jax_plaindict_ckpt.npz", *words, **options)
 
 
-def test_options_of_the_seed(tmp_path):
+def test_options_of_lumen(tmp_path):
     block = EnergyTransformer(24, 40, 3, beta=torch.ones(1), hopfield_type="softmax")
     torch.save(block.state_dict(), tmp_path / "seed.pth")
     refused(tmp_path / "seed.pth", "pass hopfield_activation")

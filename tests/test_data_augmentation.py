@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 from energy_transformer.data import Augmentation
 from energy_transformer.data.augmentation import crop_boxes, jitter_color, resized_crop
 from energy_transformer.data.demo import photograph
-from energy_transformer.errors import UserError
+from energy_transformer.utils.errors import UserError
 
 FULL = {"random_resized_crop": (0.08, 1.0), "horizontal_flip": True, "color_jitter": 0.4}
 
@@ -111,7 +111,7 @@ def test_numbers_are_the_same_for_an_image_whatever_is_switched_on():
     assert torch.equal(both[unflipped], cropped[unflipped])
 
 
-def test_grey_images():
+def test_gray_images():
     result = Augmentation(**FULL)(crops(4)[:, :1], uniform(4))
     assert result.shape == (4, 1, 48, 64) and result.isfinite().all()
 

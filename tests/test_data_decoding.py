@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from energy_transformer.data import ImageTensors, broken_images_report
 from energy_transformer.data.demo import photograph
-from energy_transformer.errors import UserError
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.utils.errors import UserError
 
 PROCESSOR = build_image_processor((24, 24))
 BROKEN = {2: "truncated", 5: "garbage", 6: "missing"}
@@ -108,7 +108,7 @@ import sys, datasets
 from pathlib import Path
 from energy_transformer.data import ImageTensors
 from energy_transformer.data.decoding import Decoder
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
 folder, log = map(Path, sys.argv[1:])
 datasets.config.HF_DATASETS_CACHE = folder / "cache"
 decode = Decoder.decode

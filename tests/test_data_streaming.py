@@ -11,8 +11,8 @@ from PIL import Image
 
 from energy_transformer.data import ImageStream, StreamLoader, load_image_datasets
 from energy_transformer.data.demo import photograph
-from energy_transformer.errors import UserError
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.utils.errors import UserError
 
 PROCESSOR = build_image_processor((8, 8))
 SHARD = 25  # rows

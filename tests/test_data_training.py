@@ -8,7 +8,7 @@ from PIL import Image
 from training_runs import build, finish, launcher, losses, script, train
 
 from energy_transformer.data.demo import photograph
-from energy_transformer.errors import UserError
+from energy_transformer.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

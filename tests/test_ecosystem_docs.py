@@ -10,7 +10,7 @@ from PIL import Image
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.data.demo import photograph
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
 
 PAGE = Path(__file__).parents[1] / "docs" / "ecosystem.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)

@@ -40,7 +40,7 @@ def some_mask():
 
 @pytest.fixture(params=[{}, EVERY_MODULE], ids=["paper", "every module"])
 def trained(request, small_config):
-    """A masked-image model no weight of which is what an initialisation would make it."""
+    """A masked-image model no weight of which is what an initialization would make it."""
     model = EnergyTransformerForMaskedImageModeling(EnergyTransformerConfig(**small_config.to_dict() | request.param))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_in_a_new_head_only_the_head_is_new_and_the_report_says_so(trained, tmp_
 
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedImageModeling])
-def test_no_loaded_weight_is_initialised_again(trained, tmp_path, auto):
+def test_no_loaded_weight_is_initialized_again(trained, tmp_path, auto):
     trained.save_pretrained(tmp_path)
     model, info = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]

@@ -15,7 +15,7 @@ from transformers import (
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.data.demo import load_demo_dataset, photograph
-from energy_transformer.image_processing import build_image_processor, load_image_processor
+from energy_transformer.data.image_processing import build_image_processor, load_image_processor
 
 PROCESSOR = build_image_processor((32, 32))
 

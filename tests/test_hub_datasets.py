@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from energy_transformer.data import load_image_datasets
-from energy_transformer.errors import UserError
+from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 NAME = "uoft-cs/cifar10"

@@ -17,11 +17,11 @@ from transformers import AutoModelForImageClassification, ViTMAEConfig, pipeline
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.data import normalize
 from energy_transformer.data.demo import PHOTOGRAPHS, load_demo_dataset, photograph
-from energy_transformer.errors import UserError
-from energy_transformer.image_processing import load_image_processor
+from energy_transformer.data.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.classification_arguments import ImageClassificationArguments
 from energy_transformer.training.image_classification import ImageClassificationTraining, load_with_new_head
+from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_image_classification.py"
@@ -219,7 +219,7 @@ def test_the_loss_is_that_of_the_model(tmp_path):
     torch.testing.assert_close(training.forward(batch, draws).loss, own)
 
 
-def test_a_folder_of_labelled_images(tmp_path):
+def test_a_folder_of_labeled_images(tmp_path):
     for name, file in (("cup", "coffee.png"), ("rocket", "rocket.jpg")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for index in range(12):

@@ -7,7 +7,7 @@ from PIL import Image
 from energy_transformer.data import load_image_datasets
 from energy_transformer.data.demo import photograph
 from energy_transformer.data.labels import prepare_labels
-from energy_transformer.errors import UserError
+from energy_transformer.utils.errors import UserError
 
 CATS = datasets.ClassLabel(names=["cat", "dog"])
 

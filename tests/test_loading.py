@@ -15,8 +15,8 @@ from energy_transformer.data import (
     resize_to_tensor,
 )
 from energy_transformer.data.demo import photograph
-from energy_transformer.errors import UserError
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_images_in_memory_and_on_disk_are_the_same(tmp_path):
 
 
 def test_pixels_are_those_of_the_saved_processor(tmp_path):
-    """Resizing to uint8 and normalising on the device is what the processor does in one go, to half a grey level."""
+    """Resizing to uint8 and normalizing on the device is what the processor does in one go, to half a gray level."""
     Image.fromarray(photograph("chelsea.png")).save(tmp_path / "cat.png")
     processor = build_image_processor((32, 48))
     images = ImageTensors(
@@ -115,7 +115,7 @@ def test_pixels_are_those_of_the_saved_processor(tmp_path):
     torch.testing.assert_close(denormalize(ours, processor) * 255, images[0]["image"][None].float())
 
 
-def test_grey_images_for_a_model_of_one_channel(tmp_path):
+def test_gray_images_for_a_model_of_one_channel(tmp_path):
     splits, column = load_image_datasets(train_dir=str(write_crops(tmp_path / "train", 4)), train_val_split=0.5)
     images = ImageTensors(splits["train"], column, build_image_processor((32, 32), num_channels=1))
     assert images[0]["image"].shape == (1, 32, 32)

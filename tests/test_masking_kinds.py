@@ -76,7 +76,7 @@ def test_mixtures_take_each_image_from_one_kind():
     assert is_scatter.float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_choice_of_the_kind_does_not_favour_any_patch():
+def test_the_choice_of_the_kind_does_not_favor_any_patch():
     """Among the scattered images of a mixture every patch is masked equally often."""
     grid = (4, 4)
     draws = noise(20_000, grid)

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: what comes out is a blend of two neighbours, and labels count as much as pixels."""
+"""Mixup and cutmix: what comes out is a blend of two neighbors, and labels count as much as pixels."""
 
 import pytest
 import torch

@@ -18,9 +18,9 @@ from transformers import pipeline
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForImageClassification
 from energy_transformer.conversion import convert_checkpoint
-from energy_transformer.errors import UserError
+from energy_transformer.data.image_processing import build_image_processor
 from energy_transformer.hub.cards import address_card, model_card, write_card
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 COMMON = {

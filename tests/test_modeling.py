@@ -112,7 +112,7 @@ def test_loss_is_the_mean_over_the_masked_pixels_and_corruption_is_separate(smal
     assert torch.equal(outputs.reconstruction, only_corrupted.reconstruction)
 
 
-def test_norm_pix_loss_normalises_the_target(small_model):
+def test_norm_pix_loss_normalizes_the_target(small_model):
     model = copy.deepcopy(small_model)
     model.config.norm_pix_loss = True
     pixels, mask = images(2, 3, 16, 24), random_mask(2, 24)

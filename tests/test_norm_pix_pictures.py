@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from energy_transformer.data import denormalize
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.inspection import predicted_pixels, reconstruct
+from energy_transformer.inspection.visualization import descent_figure, reconstruction_figure
 from energy_transformer.patches import patch_mask_to_pixels, patch_mean_and_std, patchify, unpatchify
-from energy_transformer.reconstruction import predicted_pixels, reconstruct
-from energy_transformer.visualization import descent_figure, reconstruction_figure
 
 PATCH, GRID = (4, 4), (4, 6)
 PROCESSOR = build_image_processor((16, 24))
@@ -32,7 +32,7 @@ def some_mask(seed=0):
     return mask
 
 
-def normalised(pixel_values):
+def normalized(pixel_values):
     """What the model would predict with no error at all."""
     patches = patchify(pixel_values, PATCH)
     mean, std = patch_mean_and_std(patches)
@@ -41,7 +41,7 @@ def normalised(pixel_values):
 
 def with_statistics(pixel_values, mean, std):
     """The same patches with means and standard deviations (B, P, 1)."""
-    return unpatchify(patchify(normalised(pixel_values), PATCH) * std + mean, PATCH, GRID, 3)
+    return unpatchify(patchify(normalized(pixel_values), PATCH) * std + mean, PATCH, GRID, 3)
 
 
 def test_hidden_pixels_change_no_picture_unless_they_leak(model):
@@ -56,19 +56,19 @@ def test_hidden_pixels_change_no_picture_unless_they_leak(model):
 
 def test_with_the_statistics_leaked_a_perfect_prediction_is_the_image(model):
     pixels, mask = images(), some_mask()
-    found = predicted_pixels(normalised(pixels), pixels, mask, model.config, leak_statistics=True)
+    found = predicted_pixels(normalized(pixels), pixels, mask, model.config, leak_statistics=True)
     torch.testing.assert_close(found, pixels, rtol=0, atol=1e-5)
 
 
 def test_visible_patches_keep_their_own_statistics(model):
     pixels, mask = images(), some_mask()
-    found = patchify(predicted_pixels(normalised(pixels), pixels, mask, model.config), PATCH)
+    found = patchify(predicted_pixels(normalized(pixels), pixels, mask, model.config), PATCH)
     torch.testing.assert_close(found[~mask], patchify(pixels, PATCH)[~mask], rtol=0, atol=1e-5)
 
 
 def test_statistics_that_are_the_same_everywhere_are_found(model):
     pixels = with_statistics(images(), torch.full((2, 24, 1), 0.3), torch.full((2, 24, 1), 0.1))
-    found = predicted_pixels(normalised(pixels), pixels, some_mask(), model.config)
+    found = predicted_pixels(normalized(pixels), pixels, some_mask(), model.config)
     torch.testing.assert_close(found, pixels, rtol=0, atol=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_the_estimate_is_the_weighted_average_of_the_visible_patches(model):
     stds = means + 0.1
     mask = some_mask()
     pixels = with_statistics(images(), means, stds)
-    found = patchify(predicted_pixels(normalised(pixels), pixels, mask, model.config), PATCH)
+    found = patchify(predicted_pixels(normalized(pixels), pixels, mask, model.config), PATCH)
     image, patch = mask.nonzero()[5].tolist()
     weights, total = torch.zeros(2), 0.0
     for other in range(24):
@@ -92,7 +92,7 @@ def test_the_estimate_is_the_weighted_average_of_the_visible_patches(model):
 
 def test_without_any_visible_patch_the_picture_is_that_of_the_model(model):
     pixels, mask = images(), torch.ones(2, 24, dtype=torch.bool)
-    prediction = normalised(pixels)
+    prediction = normalized(pixels)
     torch.testing.assert_close(predicted_pixels(prediction, pixels, mask, model.config), prediction)
 
 

@@ -223,7 +223,7 @@ OPTIONS = {
     "mask": {"mask": torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.bool)},
     "padding": {"tokens": torch.tensor([True, True, False])},
     "layer norm": {"norm": lambda: LayerNorm(3, 1e-2)},
-    "regularised": {"norm": lambda: EnergyLayerNorm(3, 1e-2, 0.3)},
+    "regularized": {"norm": lambda: EnergyLayerNorm(3, 1e-2, 0.3)},
 }
 
 
@@ -308,7 +308,7 @@ def test_with_a_negative_gain_the_energy_rises(step_size):
 
 @pytest.mark.parametrize("step_size", [1e-2, 1e-4])
 def test_the_energy_of_the_raw_tokens_can_rise(step_size):
-    """It is not what the descent lowers: here it rises while the energy of the normalised tokens falls."""
+    """It is not what the descent lowers: here it rises while the energy of the normalized tokens falls."""
     x = torch.tensor([[15.0, 14.5, 13.0]], dtype=torch.float64)
     memories = torch.tensor([[-1.0, 1.0], [1.0, 0.0], [1.0, -1.0]], dtype=torch.float64)
     norm = EnergyLayerNorm(3)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from energy_transformer.errors import UserError
 from energy_transformer.hub import failures, files_to_push, push_folder
+from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "push_to_hub.py"

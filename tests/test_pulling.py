@@ -5,9 +5,9 @@ import torch
 from huggingface_hub import close_session, constants
 from transformers import AutoConfig, AutoModelForMaskedImageModeling
 
-from energy_transformer.errors import UserError
+from energy_transformer.data.image_processing import build_image_processor, load_image_processor
 from energy_transformer.hub import failures, load_pretrained, pull, push_folder
-from energy_transformer.image_processing import build_image_processor, load_image_processor
+from energy_transformer.utils.errors import UserError
 
 READER = "hf_" + "r" * 34
 

@@ -14,12 +14,12 @@ from energy_transformer import (
     EnergyTransformerForImageClassification,
     EnergyTransformerForMaskedImageModeling,
 )
-from energy_transformer.command_line import run_script
 from energy_transformer.data import denormalize
 from energy_transformer.data.demo import photograph
-from energy_transformer.image_processing import build_image_processor, load_image_processor
+from energy_transformer.data.image_processing import build_image_processor, load_image_processor
+from energy_transformer.inspection import prepare_image, reconstruct
 from energy_transformer.metrics import masked_squared_error
-from energy_transformer.reconstruction import prepare_image, reconstruct
+from energy_transformer.utils.command_line import run_script
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reconstruct.py"
 
@@ -98,13 +98,13 @@ def test_one_channel(tmp_path, picture, run):
     config = EnergyTransformerConfig(
         image_size=16, patch_size=4, num_channels=1, hidden_size=16, num_attention_heads=2, head_dim=4, num_steps=2
     )
-    EnergyTransformerForMaskedImageModeling(config).save_pretrained(tmp_path / "grey")
-    build_image_processor((16, 16), num_channels=1).save_pretrained(tmp_path / "grey")
-    code, _ = run(tmp_path / "grey", picture, "--output", tmp_path / "a.png")
+    EnergyTransformerForMaskedImageModeling(config).save_pretrained(tmp_path / "gray")
+    build_image_processor((16, 16), num_channels=1).save_pretrained(tmp_path / "gray")
+    code, _ = run(tmp_path / "gray", picture, "--output", tmp_path / "a.png")
     assert code == 0
 
 
-def test_a_model_of_normalised_patches(small_model, picture, tmp_path, run):
+def test_a_model_of_normalized_patches(small_model, picture, tmp_path, run):
     small_model.config.norm_pix_loss = True
     small_model.save_pretrained(tmp_path)
     build_image_processor((16, 24)).save_pretrained(tmp_path)

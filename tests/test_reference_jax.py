@@ -96,7 +96,7 @@ def test_long_descent(dtype):
 
 
 @in_both_precisions
-@pytest.mark.parametrize("suffix", ["", "_rand"], ids=["normalised tokens", "any tokens"])
+@pytest.mark.parametrize("suffix", ["", "_rand"], ids=["normalized tokens", "any tokens"])
 def test_components(dtype, suffix):
     reference = load("more/eqx_components.npz")
     module = block(reference, dtype)

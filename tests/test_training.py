@@ -16,12 +16,12 @@ from transformers import AutoModelForMaskedImageModeling, ViTMAEConfig
 
 from energy_transformer.data import load_image_datasets
 from energy_transformer.data.demo import photograph
-from energy_transformer.errors import UserError
-from energy_transformer.image_processing import load_image_processor
+from energy_transformer.data.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.evaluation import evaluate
 from energy_transformer.training.loaders import build_eval_loader, image_tensors
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining as Training
+from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_masked_image_modeling.py"
@@ -75,7 +75,7 @@ def test_says_where_everything_is(finished):
     folder, done = finished
     assert f"model:    {folder}\n" in done.stdout
     assert f"pictures: {folder}/samples\n" in done.stdout
-    for name in ("model ", "mean colour", "neighbour average", "model / mean colour"):
+    for name in ("model ", "mean color", "neighbor average", "model / mean color"):
         assert name in done.stdout
     assert "step 3: held-out error" in done.stdout
     assert "loss=" in done.stderr and "images/s=" in done.stderr
@@ -263,7 +263,7 @@ def test_the_launcher_adds_nothing_to_a_mistake(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_completes_the_pictures(tmp_path):
-    """`make train`'s recipe in full, four minutes: at most 0.38 of the mean colour's error, below the neighbours'."""
+    """`make train`'s recipe in full, four minutes: at most 0.38 of the mean color's error, below the neighbors'."""
     results = Training(parse_arguments([f"--output_dir={tmp_path}"], DEMO)).run()
     assert results["eval_ratio_to_mean_color"] <= 0.38
     assert results["eval_ratio_to_neighbor_average"] < 1

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 from training_runs import build, finish, launcher, log, losses, script, train, weights
 
-from energy_transformer.errors import UserError
 from energy_transformer.training.checkpoints import SavedState, best_state, find_state
+from energy_transformer.utils.errors import UserError
 
 
 def states(folder):

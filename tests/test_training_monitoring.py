@@ -12,9 +12,9 @@ from energy_transformer import (
     EnergyTransformerForImageClassification,
     EnergyTransformerForMaskedImageModeling,
 )
-from energy_transformer.errors import UserError
 from energy_transformer.training.arguments import CommonArguments
 from energy_transformer.training.optimization import build_optimizer, build_schedule, layer_depth
+from energy_transformer.utils.errors import UserError
 
 
 def test_the_log_and_the_tracker_tell_the_same(tmp_path):

@@ -9,8 +9,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..errors import UserError
-from . import jax, lemon, seed
+from ..utils.errors import UserError
+from . import jax, lemon, lumen
 from .layout import split_training_state
 from .options import ConversionOptions, read_options
 from .output import require_free_folder, write_checkpoint
@@ -23,7 +23,7 @@ _ORIGINS = (
     (jax.recognizes_plaindict, jax.convert_plaindict),
     (jax.recognizes_flax, jax.convert_flax),
     (lemon.recognizes, lemon.convert),
-    (seed.recognizes, seed.convert),
+    (lumen.recognizes, lumen.convert),
 )
 
 
@@ -88,7 +88,7 @@ def plan_conversion(file: ForeignFile, options: ConversionOptions) -> Plan:
 def build_model(plan: Plan) -> nn.Module:
     """The model of a plan, in evaluation mode and in the dtype of the plan's parameters."""
     if not issubclass(plan.model_class, PreTrainedModel):
-        return seed.build_block(plan.arguments, plan.state)
+        return lumen.build_block(plan.arguments, plan.state)
     try:
         config = EnergyTransformerConfig(**plan.arguments)
     except StrictDataclassError as error:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .readers import ForeignFile
 
 TRAINING_STATE = ("args", "epoch", "opt", "opt_state", "optimizer", "optimizer_state_dict", "scheduler", "step")

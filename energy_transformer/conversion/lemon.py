@@ -3,8 +3,8 @@
 import argparse
 import re
 
-from ..errors import UserError
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from ..utils.errors import UserError
 from .layout import Slot, bind, strip_prefix, transpose
 from .options import ConversionOptions, choose, patch_geometry, widths
 from .plan import EMBEDDINGS, Plan, layer

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -27,7 +27,7 @@ class ConversionOptions:
         num_steps, step_size: of the descent.
         num_attention_heads: only checked against the file.
         attention_beta: inverse temperature of a fixed-beta attention; 1/sqrt(head width) by default.
-        hopfield_activation: kind of the seed's Hopfield network, where its shapes leave it open.
+        hopfield_activation: kind of LumenPallidium's Hopfield network, where its shapes leave it open.
         dtype: that of the file by default.
 
     Raises:

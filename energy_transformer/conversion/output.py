@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from ..errors import UserError
 from ..hub.cards import card_metadata, loading_lines
 from ..hub.tasks import TASKS
+from ..utils.errors import UserError
 from .plan import Plan
 from .readers import ForeignFile
 
@@ -66,7 +66,7 @@ def _write_files(model: nn.Module, plan: Plan, file: ForeignFile, folder: Path) 
 
 def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> "PilBackend":
     try:
-        from ..image_processing import build_image_processor
+        from ..data.image_processing import build_image_processor
     except ImportError as error:
         raise UserError("an image processor needs Pillow: pip install 'energy-transformer[convert]'") from error
     return build_image_processor(model.config.image_height_width, len(mean), mean, std)

@@ -23,7 +23,7 @@ class Plan:
     Attributes:
         origin: where the file comes from, in words.
         model_class: class of the converted model.
-        arguments: what its configuration (or its constructor, for the seed's bare block) is made of.
+        arguments: what its configuration (or its constructor, for LumenPallidium's bare block) is made of.
         state: its parameters.
         defaults: names of the arguments that neither the file nor the options gave.
         left_out: names in the file that were left out.

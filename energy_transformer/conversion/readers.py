@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 _ZIP = b"PK"
 _PICKLE = 0x80

@@ -4,7 +4,7 @@ The recipe of the paper's code is timm's default: a crop of 8 to 100 % of the ar
 resized to the full size, a flip for half of the images, and brightness, contrast and saturation jittered by 0.4. Here
 the crop is one of the image at the model's size, and the three jitters follow each other in that order.
 
-Flip and crop are torch's `flip` and `grid_sample`: kornia's `crop_and_resize` aligns the corner pixels' centres, where
+Flip and crop are torch's `flip` and `grid_sample`: kornia's `crop_and_resize` aligns the corner pixels' centers, where
 Pillow and torchvision align their outer edges, and takes twice the time. The jitters are kornia's, which are Pillow's.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 _LOG_RATIO = math.log(4 / 3)
 

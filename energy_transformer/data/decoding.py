@@ -18,7 +18,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_backends import PilBackend
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .pixels import load_image, resize_to_tensor
 
 logger = logging.getLogger(__name__)

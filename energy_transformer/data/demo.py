@@ -1,4 +1,4 @@
-"""The embedded dataset: 32×32 crops of the colour photographs that come inside the scikit-image wheel.
+"""The embedded dataset: 32×32 crops of the color photographs that come inside the scikit-image wheel.
 
 The test crops of a photograph lie in a band of rows that no training crop touches. Bands, because the motorcycle is
 a rectified stereo pair: the two views share their rows, so a split by columns would show the test scene in training.
@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 CROP = 32
 SCALES = (1, 2, 4)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers.image_processing_backends import PilBackend
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .decoding import Decoder, decode_once, find_broken
 
 OnBrokenImage = Literal["skip", "error"]

@@ -2,7 +2,7 @@
 
 import datasets
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 def prepare_labels(

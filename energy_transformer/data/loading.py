@@ -4,7 +4,7 @@ from pathlib import Path
 
 import datasets
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .demo import load_demo_dataset
 from .pixels import with_bytes
 

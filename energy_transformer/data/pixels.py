@@ -9,17 +9,17 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
-    """uint8 images (B, C, H, W) to float32 as the processor rescales and normalises them, on their device."""
+    """uint8 images (B, C, H, W) to float32 as the processor rescales and normalizes them, on their device."""
     mean, std = _mean_and_std(processor, images.device)
     return (images.float() * processor.rescale_factor - mean) / std
 
 
 def denormalize(pixel_values: torch.Tensor, processor: PilBackend) -> torch.Tensor:
-    """Normalised images (..., C, H, W) to float32 in units of [0, 1], without clipping."""
+    """Normalized images (..., C, H, W) to float32 in units of [0, 1], without clipping."""
     mean, std = _mean_and_std(processor, pixel_values.device)
     return pixel_values.float() * std + mean
 
@@ -58,7 +58,7 @@ def with_bytes(source: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def resize_to_tensor(image: Image.Image, processor: PilBackend) -> torch.Tensor:
-    """A PIL image to uint8 (C, H, W) of the processor's size, without rescaling and normalising."""
+    """A PIL image to uint8 (C, H, W) of the processor's size, without rescaling and normalizing."""
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     crop = processor.crop_size

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .decoding import decode_image
 from .images import NAMED, OnBrokenImage
 from .pixels import with_bytes

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..errors import UserError
+from ..utils.errors import UserError
 from .loading import split_revision
 from .tasks import TASKS, Task
 
@@ -221,7 +221,7 @@ def _usage(task: Task, config: EnergyTransformerConfig, name: str) -> str:
 def _usage_with_package(task: Task, name: str) -> str:
     if task.metric == "mse":
         return (
-            "from energy_transformer.reconstruction import load_for_reconstruction, prepare_image, reconstruct\n\n"
+            "from energy_transformer.inspection import load_for_reconstruction, prepare_image, reconstruct\n\n"
             f'model, processor = load_for_reconstruction("{name}")\n'
             'pixel_values, mask = prepare_image("photo.jpg", model, processor)\n'
             "result = reconstruct(model, processor, pixel_values, mask)\n"
@@ -229,7 +229,7 @@ def _usage_with_package(task: Task, name: str) -> str:
         )
     return (
         "import energy_transformer\n"
-        "from energy_transformer.image_processing import load_image_processor\n"
+        "from energy_transformer.data.image_processing import load_image_processor\n"
         "from transformers import pipeline\n\n"
         f'processor = load_image_processor("{name}")\n'
         f'classify = pipeline("image-classification", model="{name}", image_processor=processor)\n'

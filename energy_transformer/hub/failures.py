@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

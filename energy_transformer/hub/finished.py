@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import modeling_energy_transformer
-from ..errors import UserError
+from ..utils.errors import UserError
 from .loading import load_pretrained
 from .tasks import TASKS
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .failures import HUB_ERRORS, explain, with_retries
 from .integrity import has_checksum
 

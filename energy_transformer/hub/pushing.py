@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from . import failures
 from .cards import load_card
 from .failures import HUB_ERRORS, explain, is_transient, require_repo_id, require_token, with_retries

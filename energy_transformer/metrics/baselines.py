@@ -17,7 +17,7 @@ def masked_squared_error(
 
 
 def _patch_colors(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-    """Mean colour of each patch, (B, N, C)."""
+    """Mean color of each patch, (B, N, C)."""
     return patchify(images, patch_size).unflatten(-1, (images.shape[1], -1)).mean(-1)
 
 
@@ -31,7 +31,7 @@ def paint_hidden(
 
 
 def mean_visible_color(images: torch.Tensor, mask: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-    """Hidden patches painted with the mean colour of all visible pixels of the same image (0 where none is visible)."""
+    """Hidden patches painted with the mean color of all visible pixels of the same image (0 where none is visible)."""
     visible = (~mask)[..., None].to(images.dtype)
     total = (_patch_colors(images, patch_size) * visible).sum(1)
     mean = total / visible.sum(1).clamp(min=1)
@@ -44,7 +44,7 @@ def neighbor_average(
     """Each hidden pixel painted with a distance-weighted average of the visible patches around it.
 
     The weight of a visible patch is 1 / d^power with d the distance in pixels from the hidden pixel to the patch's
-    centre, and its value is its mean colour. The pictures are smooth, and every hidden pixel has its own weights.
+    center, and its value is its mean color. The pictures are smooth, and every hidden pixel has its own weights.
     Images without a visible patch are painted with 0.
     """
     height, width = images.shape[2:]
@@ -53,7 +53,7 @@ def neighbor_average(
     centers = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(images)
     size = torch.tensor(patch_size).to(images)
     centers = centers * size + (size - 1) / 2
-    # a pixel of a hidden patch is at least half a pixel away from the centre of any visible one
+    # a pixel of a hidden patch is at least half a pixel away from the center of any visible one
     weights = torch.cdist(pixels, centers).clamp(min=0.5).pow(-power)
     weights = torch.where(mask[:, None], 0.0, weights)
     total = weights.sum(-1, keepdim=True)

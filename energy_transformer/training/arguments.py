@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
-from ..command_line import OneLineErrors
-from ..errors import UserError
+from ..utils.command_line import OneLineErrors
+from ..utils.errors import UserError
 
 
 def _option(default: Any, help: str) -> Any:

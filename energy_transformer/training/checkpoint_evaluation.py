@@ -6,16 +6,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data import ImageTensors, load_image_datasets
-from ..errors import UserError
+from ..inspection.reconstruction import load_for_reconstruction
 from ..metrics.ssim import WINDOW
-from ..reconstruction import load_for_reconstruction
+from ..utils.errors import UserError
 from .checkpoints import write_json
 from .evaluation import PREDICTORS, evaluation_masks, score_predictions
 from .evaluation_arguments import EvaluationArguments
 from .loaders import build_eval_loader
 
 _METRICS = ("masked_mse", "psnr", "ssim")
-_NAMES = {"model": "model", "mean_color": "mean colour", "neighbor_average": "neighbour average"}
+_NAMES = {"model": "model", "mean_color": "mean color", "neighbor_average": "neighbor average"}
 
 
 def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator: Accelerator) -> dict:

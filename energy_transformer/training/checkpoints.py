@@ -20,7 +20,7 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .loaders import TrainLoader
 from .publishing import pull_state
 

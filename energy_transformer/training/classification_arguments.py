@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .arguments import CommonArguments, _check, _option
 
 

@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..errors import UserError
 from ..hub import load_pretrained
+from ..utils.errors import UserError
 from .arguments import CommonArguments
 
 _COMPUTED = ("model_type", "transformers_version", "auto_map", "architectures", "dtype")

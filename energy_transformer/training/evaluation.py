@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, denormalize, normalize
+from ..inspection.reconstruction import predicted_pixels, reconstruct
+from ..inspection.visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
 from ..masking import draw_masks
 from ..metrics import load_metric, mean_visible_color, neighbor_average, paint_hidden
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from ..reconstruction import predicted_pixels, reconstruct
-from ..visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
 from .arguments import MaskedImageModelingArguments
 
 PREDICTORS = ("model", "mean_color", "neighbor_average")
@@ -127,8 +127,8 @@ def save_pictures(
     mask = evaluation_masks(model.config, len(images), units, args.seed)[:count].to(model.device)
     result = reconstruct(model, processor, pixel_values, mask)
     baselines = {
-        "neighbour average": neighbor_average(result.images, mask, patch_size),
-        "mean colour": mean_visible_color(result.images, mask, patch_size),
+        "neighbor average": neighbor_average(result.images, mask, patch_size),
+        "mean color": mean_visible_color(result.images, mask, patch_size),
     }
     save_figure(reconstruction_figure(result, patch_size, baselines), folder / "reconstructions.png")
     save_figure(descent_figure(result, patch_size, max_images=4), folder / "descent.png")

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from transformers.hf_argparser import HfArgumentParser
 
-from ..command_line import OneLineErrors
-from ..errors import UserError
 from ..masking import MASK_TYPES
+from ..utils.command_line import OneLineErrors
+from ..utils.errors import UserError
 from .arguments import CommonArguments, _option
 
 _SHARED = (

@@ -10,14 +10,14 @@ from accelerate.logging import get_logger
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from ..classification_pictures import confusion_figure, predictions_figure
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import denormalize, normalize
 from ..data.labels import prepare_labels
-from ..errors import UserError
 from ..hub import load_pretrained
+from ..inspection.classification_pictures import confusion_figure, predictions_figure
+from ..inspection.visualization import save_figure
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
-from ..visualization import save_figure
+from ..utils.errors import UserError
 from .classification_arguments import ImageClassificationArguments
 from .classification_evaluation import evaluate_classifier, pixel_probe_accuracy
 from .configuration import configure

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers.image_processing_backends import PilBackend
 
 from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report
-from ..errors import UserError
+from ..utils.errors import UserError
 from .arguments import CommonArguments
 
 logger = get_logger(__name__)

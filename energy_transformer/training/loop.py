@@ -34,9 +34,9 @@ from transformers.utils import ModelOutput
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import Augmentation, batch_slice, broken_images_report, load_image_datasets
-from ..errors import UserError
+from ..data.image_processing import build_image_processor
 from ..hub.cards import write_card
-from ..image_processing import build_image_processor
+from ..utils.errors import UserError
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints, find_state, newest_state, ranked_states, write_json
 from .hardware import device_name

@@ -7,10 +7,10 @@ import torch
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import normalize
-from ..errors import UserError
 from ..hub import load_pretrained
 from ..masking import draw_masks, noise_units
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from ..utils.errors import UserError
 from .arguments import MaskedImageModelingArguments
 from .configuration import configure
 from .evaluation import evaluate, save_pictures
@@ -70,7 +70,7 @@ class MaskedImageModelingTraining(Training):
         return evaluate(self.accelerator, self.model, self.eval_loader, self.processor, self.units, self.args.seed)
 
     def describe(self, results: dict[str, float]) -> str:
-        return f"held-out error {results['eval_ratio_to_mean_color']:.3f} of the mean colour's"
+        return f"held-out error {results['eval_ratio_to_mean_color']:.3f} of the mean color's"
 
     def save_pictures(self, model: EnergyTransformerForMaskedImageModeling, folder: Path) -> None:
         save_pictures(model, self.eval_images, self.processor, self.units, self.args, folder)

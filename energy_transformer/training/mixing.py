@@ -54,7 +54,7 @@ class Mixer:
 
 
 def _boxes(side: torch.Tensor, down: torch.Tensor, right: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """1 in boxes of the share `side` of both sides, around centres (down, right) in [0, 1), cut off at the borders."""
+    """1 in boxes of the share `side` of both sides, around centers (down, right) in [0, 1), cut off at the borders."""
 
     def inside(center, length):
         pixels = torch.arange(length, device=side.device)

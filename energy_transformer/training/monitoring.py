@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .arguments import CommonArguments
 
 logger = get_logger(__name__)

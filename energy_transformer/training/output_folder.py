@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .arguments import CommonArguments
 from .checkpoints import BEST, SavedState, holds_run, state_folders
 from .monitoring import LOG

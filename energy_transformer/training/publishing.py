@@ -15,11 +15,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import UserError
 from ..hub import files_to_push, pull, push_files
 from ..hub.failures import HUB_ERRORS, explain, require_token
 from ..hub.loading import split_revision
 from ..hub.pushing import LAST_CHECKPOINT, create_repo
+from ..utils.errors import UserError
 from .arguments import CommonArguments
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from energy_transformer import (
     EnergyTransformerForImageClassification,
     EnergyTransformerModel,
 )
-from energy_transformer.image_processing import build_image_processor
+from energy_transformer.data.image_processing import build_image_processor
 
 
 def write_tiny_models(folder: Path) -> None:

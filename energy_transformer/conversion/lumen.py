@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..energy_transformers import EnergyTransformer
-from ..errors import UserError
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from ..utils.errors import UserError
 from .layout import Slot, bind, strip_prefix
 from .options import ConversionOptions, choose, patch_geometry, widths
 from .plan import EMBEDDINGS, NO_NORMALIZATION, Plan, layer
@@ -39,7 +39,7 @@ def recognizes(file: ForeignFile) -> bool:
 
 def convert(file: ForeignFile, options: ConversionOptions) -> Plan:
     """A bare block, or the image model of the example script."""
-    options.refuse(("attention_beta",), "the seed's betas are in the file")
+    options.refuse(("attention_beta",), "LumenPallidium's betas are in the file")
     tensors = strip_prefix(file.tensors, _MARKERS)
     is_image_model = any(name.startswith(_IMAGE_PARTS) for name in tensors)
     return (_convert_image_model if is_image_model else _convert_block)(tensors, options)
@@ -57,7 +57,7 @@ def _block_layout(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _activation(tensors: dict[str, torch.Tensor], options: ConversionOptions) -> str:
-    """A softmax network has a beta of shape (), a ReLU network of shape (1,); a beta given to the seed may blur this.
+    """A softmax network has a beta of shape (), a ReLU network of shape (1,); a given beta may blur this.
 
     Raises:
         UserError: when the shapes leave it open and no option tells, or when they contradict the option.

@@ -123,7 +123,7 @@ def test_betas():
 
 
 @pytest.mark.parametrize("cls", [BaseModernHopfield, SoftmaxModernHopfield])
-def test_hopfield_ignores_what_the_seed_ignores(cls):
+def test_hopfield_ignores_what_lumen_ignores(cls):
     """No bias parameter, and for ReLU no initial beta; `bias` is ours."""
     module = cls(5, 9, True, torch.tensor(3.0))
     assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == {
@@ -173,7 +173,7 @@ def test_filtered_forward(model, x, indices):
 
 
 def test_filtered_forward_with_indices_of_each_image(model, x):
-    """Each image then has positions of its own; the seed puts an axis before the result."""
+    """Each image then has positions of its own; LumenPallidium puts an axis before the result."""
     indices = torch.tensor([[1, 2, 3], [5, 2, 0]])
     y = model.filtered_forward(x[:, :3], indices, n_iters=2)
     assert y.shape == (1, 2, 3, 12)

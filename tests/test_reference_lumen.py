@@ -13,7 +13,7 @@ from reference_numbers import (
 
 from energy_transformer import EnergyTransformer
 
-SEED_FILE = "seed_energy_transformer_{}"
+LUMEN_FILE = "lumen_energy_transformer_{}"
 
 
 def model_of(state, kind, context, steps, step_size, dtype):
@@ -31,8 +31,8 @@ def kind(request):
     return request.param
 
 
-def seed_model(kind, dtype):
-    reference = load(f"{SEED_FILE.format(kind)}.npz")
+def lumen_model(kind, dtype):
+    reference = load(f"{LUMEN_FILE.format(kind)}.npz")
     state = under(reference, "state_dict/")
     steps, step_size = int(reference["n_iters"]), reference["alpha"].item()
     return model_of(state, kind, reference["x"].shape[1], steps, step_size, dtype), reference
@@ -40,7 +40,7 @@ def seed_model(kind, dtype):
 
 @in_both_precisions
 def test_descent_and_loss_gradients(kind, dtype):
-    model, reference = seed_model(kind, dtype)
+    model, reference = lumen_model(kind, dtype)
     x = reference["x"].to(dtype).requires_grad_()
     y, features, energies = model(x)
     assert_close(y, reference["y"])
@@ -49,13 +49,13 @@ def test_descent_and_loss_gradients(kind, dtype):
     loss = y.square().mean()
     assert_close(loss, reference["loss"])
     (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
-    assert_close(gradient, reference["dloss_x"], "x", tolerance_of(SEED_FILE.format(kind)))
-    assert_gradients(model, loss, under(reference, "dloss/"), SEED_FILE.format(kind))
+    assert_close(gradient, reference["dloss_x"], "x", tolerance_of(LUMEN_FILE.format(kind)))
+    assert_gradients(model, loss, under(reference, "dloss/"), LUMEN_FILE.format(kind))
 
 
 @in_both_precisions
 def test_parts(kind, dtype):
-    model, reference = seed_model(kind, dtype)
+    model, reference = lumen_model(kind, dtype)
     g = reference["g"].to(dtype)
     assert_close(model(reference["x"].to(dtype), n_iters=5)[0], reference["y_5_iterations"])
     filtered = model.filtered_forward(reference["filtered_x"].to(dtype), reference["filtered_indices"])
@@ -66,8 +66,8 @@ def test_parts(kind, dtype):
 
 @in_both_precisions
 def test_ema_update(kind, dtype):
-    model, reference = seed_model(kind, dtype)
-    new, _ = seed_model(kind, dtype)
+    model, reference = lumen_model(kind, dtype)
+    new, _ = lumen_model(kind, dtype)
     model.ema_decay = 0.9
     model.load_state_dict(under(reference, "ema_before/"), strict=True)
     model.ema_update(new)
@@ -78,7 +78,7 @@ def test_ema_update(kind, dtype):
 @in_both_precisions
 @pytest.mark.parametrize("context", [0, 9])
 def test_with_and_without_positions(kind, context, dtype):
-    file = f"more/seed_{kind}_ctx{'N' if context else 0}"
+    file = f"more/lumen_{kind}_ctx{'N' if context else 0}"
     reference = load(f"{file}.npz")
     config = reference["config"]
     model = model_of(under(reference, "state."), kind, context, config["n_iters_default"], config["alpha"], dtype)

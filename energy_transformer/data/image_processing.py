@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers.image_processing_backends import PilBackend
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from .hub import load_pretrained
+from ..hub import load_pretrained
 
 
 def processor_sizes(height: int, width: int) -> dict[str, dict[str, int]]:
@@ -21,7 +21,7 @@ def build_image_processor(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PilBackend:
-    """A processor that resizes and crops as [`processor_sizes`] says and normalises pixels in [0, 1].
+    """A processor that resizes and crops as [`processor_sizes`] says and normalizes pixels in [0, 1].
 
     `mean` and `std` are those of the channels; 0.5 when None, which maps [0, 255] to [-1, 1].
     """

@@ -6,14 +6,14 @@ from typing import Literal
 import torch
 from transformers import AutoModelForMaskedImageModeling
 
-from .configuration_energy_transformer import EnergyTransformerConfig
-from .data import denormalize, load_image, normalize, resize_to_tensor
-from .errors import UserError
-from .hub import load_pretrained
-from .image_processing import load_image_processor, processor_sizes
-from .masking import draw_masks
-from .modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from .patches import patch_mask_to_pixels, patch_mean_and_std, patchify, unpatchify
+from ..configuration_energy_transformer import EnergyTransformerConfig
+from ..data import denormalize, load_image, normalize, resize_to_tensor
+from ..data.image_processing import load_image_processor, processor_sizes
+from ..hub import load_pretrained
+from ..masking import draw_masks
+from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from ..patches import patch_mask_to_pixels, patch_mean_and_std, patchify, unpatchify
+from ..utils.errors import UserError
 
 
 @dataclass
@@ -102,7 +102,7 @@ def reconstruct(
 ) -> Reconstruction:
     """Hide the patches of `mask` (B, patches) in `pixel_values` (B, C, H, W) and let the model descend.
 
-    The images may be of any size that the patch size divides; `processor` is the one that normalised them. For a
+    The images may be of any size that the patch size divides; `processor` is the one that normalized them. For a
     model with `norm_pix_loss`, see [`predicted_pixels`].
 
     Raises:
