@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from reference import AutogradTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from energy_transformer import EnergyTransformer
+from energy_transformer import EnergyTransformer, naive
 from energy_transformer.attention_backends import ATTENTION_BACKENDS, check_attention_backend
 
 
@@ -42,11 +40,13 @@ LENGTHS = Size(dim=768, heads=12, memories=3072, tokens=0, steps=1, batch=1)
 GPU_BATCH = {"CIFAR": 1024, "ImageNet": 256}
 
 
-class Checkpointed(EnergyTransformer):
-    """Keeps the state of each step alone, and computes the rest again in the backward pass."""
+class Naive(EnergyTransformer):
+    """The weights of the block, and the descent of `naive.py` on them: the gradient by automatic differentiation."""
 
-    def _step(self, x: Tensor) -> Tensor:
-        return checkpoint(super()._step, x, use_reentrant=False, preserve_rng_state=False)
+    def forward(self, x: Tensor) -> Tensor:
+        norm, mha = self.norm, self.mha
+        weights = mha.Wq, mha.Wk, mha.beta, self.hopfield.W
+        return naive.descend(x, norm.weight, norm.bias, *weights, num_steps=self.n_iters, step_size=self.alpha)
 
 
 def available_backends() -> list[str]:
@@ -64,7 +64,7 @@ def available_backends() -> list[str]:
 
 def variant_names(backends: list[str]) -> list[str]:
     names = [f"{way}{suffix}" for suffix in ("", " compiled", " bf16", " bf16 compiled") for way in backends]
-    return ["reference", "reference bf16", *names]
+    return ["naive", "naive bf16", *names]
 
 
 def build(
@@ -72,14 +72,15 @@ def build(
 ) -> Callable[[Tensor], Tensor]:
     """Tokens (B, N, D) to tokens, by the variant of that name: BACKEND [bf16] [compiled] [checkpointed]."""
     way, *options = name.split()
-    if way == "reference":
-        block: nn.Module = AutogradTransformer(size.dim, size.memories, size.heads, size.steps)
+    shape = size.dim, size.memories, size.heads
+    if way == "naive":
+        block: nn.Module = Naive(*shape, n_iters_default=size.steps)
     elif way == "LumenPallidium":
         lumen = load_module("lumen_energy_transformer", lumen_checkout, "energy_transformer/energy_transformers.py")
-        block = lumen.EnergyTransformer(size.dim, size.memories, size.heads, n_iters_default=size.steps)
+        block = lumen.EnergyTransformer(*shape, n_iters_default=size.steps)
     else:
-        cls = Checkpointed if "checkpointed" in options else EnergyTransformer
-        block = cls(size.dim, size.memories, size.heads, n_iters_default=size.steps, attn_implementation=way)
+        block = EnergyTransformer(*shape, n_iters_default=size.steps, attn_implementation=way)
+        block.gradient_checkpointing = "checkpointed" in options
     torch.manual_seed(0)
     for weight in (block.mha.Wq, block.mha.Wk):
         nn.init.normal_(weight, std=size.dim**-0.5)

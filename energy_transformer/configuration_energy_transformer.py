@@ -1,10 +1,15 @@
 """Configuration of the Energy Transformer models."""
 
+import difflib
 import math
+from dataclasses import fields
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_energy_transformer.EnergyTransformerConfig",
@@ -35,8 +40,18 @@ class EnergyTransformerConfig(PreTrainedConfig):
         intermediate_size (`int`, *optional*, defaults to 3072): number of memories M of the Hopfield network.
         num_hidden_layers (`int`, *optional*, defaults to 1):
             Number of blocks, each with its own weights, run one after the other.
-        num_steps (`int`, *optional*, defaults to 12): descent steps T of each block, all with the same weights.
+        num_steps (`int` or one for each block, *optional*, defaults to 12):
+            Descent steps T of each block, all with the same weights.
         step_size (`float`, *optional*, defaults to 0.1): step size α.
+        energy_terms (*optional*, defaults to `("attention", "hopfield")`):
+            The terms of the energy, by the names under which they are registered: see `register_energy_term`. A term
+            with options is a dictionary, `{"name": "hopfield", "hidden_dim": 64}`; a name may stand twice.
+        descent_gradient (`"normalized"` or `"state"`, *optional*, defaults to `"normalized"`):
+            Descend along ∂E/∂g, as the paper does, or along ∂E/∂x, through the Jacobian of the norm.
+        learnable_step_size (`False`, `"step"` or `"channel"`, *optional*, defaults to `False`):
+            Learn a step size of each step, or of each step and channel, beginning at `step_size`.
+        momentum (`float`, *optional*, defaults to 0.0): share of the last step that the next one repeats.
+        temperature (`float`, *optional*, defaults to 0.0): of Langevin noise, which each step then adds.
         hopfield_activation (`"relu"` or `"softmax"`, *optional*, defaults to `"relu"`): kind of Hopfield network.
         attention_beta (`float` or one for each head, *optional*):
             Inverse temperature of the attention; 1/sqrt(head_dim) when None.
@@ -107,8 +122,13 @@ class EnergyTransformerConfig(PreTrainedConfig):
     head_dim: int = 64
     intermediate_size: int = 3072
     num_hidden_layers: int = 1
-    num_steps: int = 12
+    num_steps: int | list[int] | tuple[int, ...] = 12
     step_size: float | int = 0.1
+    energy_terms: list[str | dict] | tuple[str | dict, ...] = ("attention", "hopfield")
+    descent_gradient: Literal["normalized", "state"] = "normalized"
+    learnable_step_size: Literal[False, "step", "channel"] = False
+    momentum: float | int = 0.0
+    temperature: float | int = 0.0
     hopfield_activation: Literal["relu", "softmax"] = "relu"
     attention_beta: float | int | list[float | int] | tuple[float | int, ...] | None = None
     hopfield_beta: float | int | None = None
@@ -135,8 +155,50 @@ class EnergyTransformerConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0
 
     def __post_init__(self, **kwargs):
+        unknown = [name for name in kwargs if not self._is_known(name)]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [field.name for field in fields(self)], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"EnergyTransformerConfig has no option {unknown[0]!r}{hint}")
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def _is_known(cls, name: str) -> bool:
+        """Whether a keyword is an option of this class, or one of those that transformers knows."""
+        return name.startswith("_") or name in _TRANSFORMERS_OPTIONS or hasattr(cls, name)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As transformers has it. What a file holds beyond the known options gives a warning, and stays an attribute:
+        a file may be of a later version."""
+        unknown = {name: value for name, value in config_dict.items() if not cls._is_known(name)}
+        known = {name: value for name, value in config_dict.items() if name not in unknown}
+        loaded = super().from_dict(known, **kwargs)
+        if unknown:
+            logger.warning_once(f"the configuration holds options that this version does not know: {sorted(unknown)}")
+            config = loaded[0] if isinstance(loaded, tuple) else loaded
+            for name, value in unknown.items():
+                setattr(config, name, value)
+        return loaded
+
+    @property
+    def terms(self) -> dict[str, tuple[str, dict]]:
+        """The registered name and the options of each term of the energy, by the name of its submodule: that under
+        which it is registered, and with a number behind it where it stands again."""
+        found: dict[str, tuple[str, dict]] = {}
+        for term in self.energy_terms:
+            options = {} if isinstance(term, str) else dict(term)
+            kind = term if isinstance(term, str) else options.pop("name")
+            count = 1 + sum(known == kind for known, _ in found.values())
+            found[kind if count == 1 else f"{kind}_{count}"] = kind, options
+        return found
+
+    @property
+    def steps_of_blocks(self) -> list[int]:
+        """`num_steps` of each block."""
+        steps = self.num_steps
+        return [steps] * self.num_hidden_layers if isinstance(steps, int) else list(steps)
 
     @property
     def image_height_width(self) -> tuple[int, int]:
@@ -156,52 +218,83 @@ class EnergyTransformerConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: refuses impossible values and combinations."""
-        for name in ("image_size", "patch_size"):
-            size = getattr(self, name)
-            if not isinstance(size, int) and len(size) != 2:
-                raise ValueError(f"{name} must be one number or (height, width), got {size}")
+        self._check_numbers()
+        self._check_sizes()
+        self._check_terms()
+        refused = {
+            "norm_regularization needs norm_type='energy_layer_norm', got norm_type='layer_norm'": (
+                self.norm_type == "layer_norm" and self.norm_regularization
+            ),
+            "classifier_pooling='cls' needs use_cls_token=True, got use_cls_token=False": (
+                self.classifier_pooling == "cls" and not self.use_cls_token
+            ),
+            f"label_smoothing needs problem_type='single_label_classification', got {self.problem_type!r}": (
+                self.label_smoothing and self.problem_type not in (None, "single_label_classification")
+            ),
+            "initialization='scaled' needs a hidden_size that 4 divides (two axes of sines and cosines), "
+            f"got {self.hidden_size}": (self.initialization == "scaled" and self.hidden_size % 4),
+        }
+        for message, wrong in refused.items():
+            if wrong:
+                raise ValueError(message)
+
+    def _check_numbers(self):
         for name, value in vars(self).items():
             numbers = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 raise ValueError(f"{name} must be finite, got {value}")
-        positive = "num_channels hidden_size num_attention_heads head_dim intermediate_size num_hidden_layers num_steps"
-        betas = self.attention_beta
-        if isinstance(betas, list | tuple) and len(betas) != self.num_attention_heads:
-            raise ValueError(
-                f"attention_beta must be one number or one for each of {self.num_attention_heads} heads, got {betas}"
-            )
-        positive += " step_size layer_norm_eps decoder_norm_eps attention_beta hopfield_beta"
-        for name in positive.split():
+        for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and min(value if isinstance(value, list | tuple) else [value]) <= 0:
+            if value is not None and min(value if isinstance(value, list | tuple) else [value], default=1) <= 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}")
-        for name in ("norm_regularization", "initializer_range", "hopfield_initializer_range"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, (fits, allowed) in _RANGES.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} must {allowed}, got {getattr(self, name)}")
+
+    def _check_sizes(self):
+        for name in ("image_size", "patch_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) and len(size) != 2:
+                raise ValueError(f"{name} must be one number or (height, width), got {size}")
         sizes = (*self.image_height_width, *self.patch_height_width)
         if min(sizes) <= 0 or any(image % patch for image, patch in zip(sizes[:2], sizes[2:], strict=True)):
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
             )
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, both excluded, got {self.mask_ratio}")
-        if not 0 <= self.mask_replace_probability <= 1:
-            raise ValueError(f"mask_replace_probability must lie in [0, 1], got {self.mask_replace_probability}")
-        if self.norm_type == "layer_norm" and self.norm_regularization:
-            raise ValueError("norm_regularization needs norm_type='energy_layer_norm', got norm_type='layer_norm'")
-        if self.classifier_pooling == "cls" and not self.use_cls_token:
-            raise ValueError("classifier_pooling='cls' needs use_cls_token=True, got use_cls_token=False")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.label_smoothing and self.problem_type not in (None, "single_label_classification"):
-            raise ValueError(
-                f"label_smoothing needs problem_type='single_label_classification', got {self.problem_type!r}"
-            )
-        if self.initialization == "scaled" and self.hidden_size % 4:
-            raise ValueError(
-                f"initialization='scaled' needs a hidden_size that 4 divides (two axes of sines and cosines), "
-                f"got {self.hidden_size}"
-            )
+        each = {"attention_beta": (self.num_attention_heads, "heads"), "num_steps": (self.num_hidden_layers, "blocks")}
+        for name, (count, what) in each.items():
+            value = getattr(self, name)
+            if isinstance(value, list | tuple) and len(value) != count:
+                raise ValueError(f"{name} must be one number or one for each of {count} {what}, got {value}")
+
+    def _check_terms(self):
+        if not self.energy_terms:
+            raise ValueError("energy_terms must name at least one term, got none")
+        for term in self.energy_terms:
+            if isinstance(term, dict) and not isinstance(term.get("name"), str):
+                raise ValueError(f"energy_terms: the name of a term with options stands under 'name', got {term}")
+
+
+_POSITIVE = (
+    "num_channels", "hidden_size", "num_attention_heads", "head_dim", "intermediate_size", "num_hidden_layers",
+    "num_steps", "step_size", "layer_norm_eps", "decoder_norm_eps", "attention_beta", "hopfield_beta",
+)  # fmt: skip
+_RANGES = {
+    "norm_regularization": (lambda value: value >= 0, "not be negative"),
+    "initializer_range": (lambda value: value >= 0, "not be negative"),
+    "hopfield_initializer_range": (lambda value: value >= 0, "not be negative"),
+    "temperature": (lambda value: value >= 0, "not be negative"),
+    "momentum": (lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "lie in [0, 1)"),
+    "mask_ratio": (lambda value: 0 < value < 1, "lie between 0 and 1, both excluded"),
+    "mask_replace_probability": (lambda value: 0 <= value <= 1, "lie in [0, 1]"),
+}
+# What transformers puts into a configuration or takes from one without a field of its own.
+_TRANSFORMERS_OPTIONS = {
+    "auto_map", "custom_pipelines", "name_or_path", "torch_dtype", "num_labels", "output_attentions",
+    "attn_implementation", "experts_implementation", "quantization_config", "per_layer_config", "model_type",
+    "transformers_version", "tie_word_embeddings", "use_cache",
+}  # fmt: skip
 
 
 __all__ = ["EnergyTransformerConfig"]

@@ -4,15 +4,16 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention_backends import at_least_float32
 from .configuration_energy_transformer import EnergyTransformerConfig
+from .masking import patch_mask
 from .patches import patchify
 
 
-def sine_cosine_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
+def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """2-D sine-cosine codes of unit amplitude, shape (rows·columns, dim): half of the width for each axis.
 
     The wavelengths go geometrically from 4 patches to 4 times the longer side of the grid, so that every channel
@@ -60,7 +61,7 @@ class EnergyTransformerEmbeddings(nn.Module):
         patch_height, patch_width = self.config.patch_height_width
         return height // patch_height, width // patch_width
 
-    def interpolate_pos_encoding(self, grid: tuple[int, int]) -> torch.Tensor:
+    def interpolate_pos_encoding(self, grid: tuple[int, int]) -> Tensor:
         """The positions resized to another grid, bicubic in two dimensions as in the reference; CLS is kept."""
         if grid == self.config.grid_size:
             return self.position_embeddings
@@ -70,9 +71,15 @@ class EnergyTransformerEmbeddings(nn.Module):
         resized = resized.to(patches.dtype).flatten(2).transpose(1, 2)
         return torch.cat([self.position_embeddings[:, :kept], resized], dim=1)
 
-    def check_pixel_values(self, pixel_values: torch.Tensor, interpolate: bool) -> None:
+    def check_pixel_values(self, pixel_values: Tensor, interpolate: bool) -> None:
         """Raises ValueError unless `pixel_values` are (B, C, H, W) of a size that can be cut into patches."""
         channels, size = self.config.num_channels, self.config.image_height_width
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            given = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+            raise ValueError(
+                f"pixel_values must be a floating point tensor of normalized pixels, got {given}; an image processor "
+                "makes it of images: AutoImageProcessor.from_pretrained(...)(images, return_tensors='pt')"
+            )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")
         height, width = pixel_values.shape[2:]
@@ -88,12 +95,18 @@ class EnergyTransformerEmbeddings(nn.Module):
                 "pass interpolate_pos_encoding=True to run it at another size"
             )
 
+    def patch_mask(self, name: str, mask, pixel_values: Tensor) -> Tensor:
+        """A mask in any form that [`masking.patch_mask`] takes as (B, P), on the device of the pixels."""
+        grid = self.grid_of(*pixel_values.shape[2:])
+        mask = patch_mask(name, mask, pixel_values.shape[0], grid, self.config.patch_height_width)
+        return mask.to(pixel_values.device)
+
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Tensor,
         corrupted: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """`pixel_values` (B, C, H, W) to tokens (B, N, D); `corrupted` (B, P) become the mask token."""
         self.check_pixel_values(pixel_values, interpolate_pos_encoding)
         grid = self.grid_of(*pixel_values.shape[2:])

@@ -1,12 +1,16 @@
-"""The energies of an Energy Transformer and their gradients in closed form.
+"""The energies of an Energy Transformer: layer norms, and the terms that a block adds up.
 
 Hoover et al. 2023, "Energy Transformer" (arXiv 2302.07253), sections 2.1 to 2.3; reference code
 `bhoov/energy-transformer-jax`, `architecture.py`.
 
-Shapes: B any leading axes, N tokens, D token width, H heads, Y head width (H·Y need not be D), M memories.
-Every module has `energy(g)`, the sum over all tokens and images; `token_energies(g)`, the same sum's share of each
-token; and `grad(g)`, which is dE/dg without automatic differentiation and is also what a call returns. The gradient
-is made of ordinary differentiable operations, so a loss behind the descent differentiates through it.
+Shapes: B any leading axes, N tokens, D token width, H heads, Y head width (H·Y need not be D), M memories, P columns.
+
+All energies have one form: minus a potential of the projected tokens, summed over the tokens,
+
+    E(g) = −Σ φ(h),  h = g W + b,  so that  ∂E/∂g = −(∂Σφ/∂h) Wᵀ.
+
+A term gives W, φ and ∂Σφ/∂h, which is called its pull. The pulls of the terms that ship are closed forms made of
+ordinary differentiable operations, so a loss behind the descent differentiates through them.
 
 Precision: norms, logsumexp, softmax and energies are computed in float32 when the weights or autocast are of half
 precision; matrix products stay in half precision.
@@ -14,54 +18,21 @@ precision; matrix products stay in half precision.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention_backends import (
     at_least_float32,
     attention_backend,
     check_attention_backend,
-    eager_attention,
     eager_attention_weights,
+    is_transformed,
 )
-from .operators import only_plain_operators
-from .products import product
-
-
-def _require_width(tokens: torch.Tensor, width: int) -> None:
-    if tokens.ndim < 2 or tokens.shape[-1] != width:
-        raise ValueError(f"tokens must have shape (..., N, {width}), got {tuple(tokens.shape)}")
-
-
-def plain(weight: torch.Tensor) -> torch.Tensor:
-    """An int8 weight of torchao, which can neither be flattened nor transposed, dequantized; any other as it is."""
-    return weight.dequantize() if hasattr(weight, "qdata") else weight
-
-
-def _set_beta(
-    module: nn.Module, beta: float | Sequence[float] | torch.Tensor, shape: tuple[int, ...], learnable: bool
-) -> None:
-    """Make `beta` a parameter (of `shape` when it is a number), or a number or tuple that no cast of dtype rounds.
-
-    A tensor is copied: two modules, or a module and its caller, never share one.
-
-    Raises:
-        ValueError: when it is neither one number nor of `shape`.
-    """
-    given = tuple(torch.as_tensor(beta).shape)
-    if given not in ((), (1,), shape):
-        raise ValueError(f"beta must be a number or have shape {shape} or (1,), got {given}")
-    if not learnable:
-        numbers = torch.as_tensor(beta, dtype=torch.float64, device="cpu").flatten().tolist()
-        module.beta = tuple(numbers) if len(numbers) > 1 else numbers[0]
-    elif isinstance(beta, torch.Tensor):
-        one_number = given == () and shape != ()
-        module.beta = nn.Parameter(beta.detach().clone().reshape((1,) if one_number else given))
-    else:
-        start = torch.tensor(beta, dtype=torch.get_default_dtype())
-        module.beta = nn.Parameter(start.expand(given or shape).clone())
+from .context import EnergyContext
 
 
 class EnergyLayerNorm(nn.Module):
@@ -84,32 +55,46 @@ class EnergyLayerNorm(nn.Module):
         self.regularization = regularization
         self.gamma = nn.Parameter(torch.ones(()))
         self.delta = nn.Parameter(torch.zeros(dim))
+        self.register_load_state_dict_pre_hook(_keep_shape)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}, regularization={self.regularization}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Tokens (..., D) to g (..., D), in float32 for half-precision input."""
         x = at_least_float32(x)
         gains = self.gamma.to(x.dtype).expand(self.dim)
         normed = F.layer_norm(x, (self.dim,), gains, self.delta.to(x.dtype), self.eps)
         return normed + self.regularization * x if self.regularization else normed
 
-    def lagrangian(self, x: torch.Tensor) -> torch.Tensor:
+    def pullback(self, x: Tensor, v: Tensor) -> Tensor:
+        """Jᵀ v of each token, with J = ∂g/∂x at x: γ/σ (v − mean(v) − x̂ mean(x̂ ∘ v)) + λ v; J is symmetric."""
+        pulled = _standardized_pullback(at_least_float32(x), self.gamma.to(v.dtype) * v, self.eps)
+        return pulled + self.regularization * v if self.regularization else pulled
+
+    def lagrangian(self, x: Tensor) -> Tensor:
         """L of each token: (..., D) to (...)."""
         x = at_least_float32(x)
         scale = torch.sqrt(x.var(-1, correction=0) + self.eps)
         value = self.dim * self.gamma.to(x.dtype) * scale + (x * self.delta.to(x.dtype)).sum(-1)
         return value + 0.5 * self.regularization * x.square().sum(-1) if self.regularization else value
 
-    def token_energies(self, x: torch.Tensor) -> torch.Tensor:
+    def token_energies(self, x: Tensor) -> Tensor:
         """`g·x − L(x)` of each token: (..., D) to (...). Nearly zero for λ = 0: compare absolutely, in float64."""
         x = at_least_float32(x)
         return (self(x) * x).sum(-1) - self.lagrangian(x)
 
-    def energy(self, x: torch.Tensor) -> torch.Tensor:
+    def energy(self, x: Tensor) -> Tensor:
         """Sum of [`token_energies`], a scalar."""
         return self.token_energies(x).sum()
+
+
+def _keep_shape(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """Let what is loaded take the shape of a parameter of one number, (1,) where the model is sharded, else ()."""
+    for name, parameter in module.named_parameters(recurse=False):
+        loaded = state_dict.get(prefix + name)
+        if loaded is not None and loaded.numel() == parameter.numel() == 1:
+            state_dict[prefix + name] = loaded.reshape(parameter.shape)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -119,33 +104,179 @@ class LayerNorm(nn.LayerNorm):
     guaranteed to fall.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = at_least_float32(x)
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
+    def pullback(self, x: Tensor, v: Tensor) -> Tensor:
+        """Jᵀ v of each token, with J = ∂g/∂x at x and the gains w: 1/σ (w ∘ v − mean(w ∘ v) − x̂ mean(x̂ ∘ w ∘ v))."""
+        return _standardized_pullback(at_least_float32(x), self.weight.to(v.dtype) * v, self.eps)
 
-class _Energy(nn.Module):
-    """`energy` and the call, given `token_energies` and `grad`."""
 
-    def energy(self, g: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """Sum of `token_energies` over all tokens and images, a scalar."""
-        return self.token_energies(g, *args, **kwargs).sum()
+def _standardized_pullback(x: Tensor, v: Tensor, eps: float) -> Tensor:
+    """Jᵀ v of x̂ = (x − mean(x)) / σ with σ = sqrt(var(x) + ε), which has no parameters."""
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    inverse = torch.rsqrt(variance + eps)
+    standardized = (x - mean) * inverse
+    along = (standardized * v).mean(-1, keepdim=True)
+    return inverse * (v - v.mean(-1, keepdim=True) - standardized * along)
 
-    def forward(self, g: torch.Tensor, *args, method: str = "grad", **kwargs) -> torch.Tensor:
-        """dE/dg, shape (..., N, D), or what another method of these arguments returns.
 
-        Whatever moves or adapts weights, such as accelerate's offloading and peft, does so around this call.
+class FetchedTerm(NamedTuple):
+    """What a descent needs of a term; only a call of the term gives it, see [`EnergyTerm.forward`].
+
+    Attributes:
+        term: whose `potential` and `pull` are meant.
+        weight, offset, constants: see the methods of these names.
+    """
+
+    term: "EnergyTerm"
+    weight: Tensor
+    offset: Tensor | None
+    constants: dict[str, Any]
+
+
+class EnergyTerm(nn.Module):
+    """One part of the energy, E(g) = −Σ φ(g W + b). A new one needs `projection` and `potential`; see
+    `docs/your_own_energy.md` and [`register_energy_term`]."""
+
+    @classmethod
+    def from_config(cls, config, **options) -> "EnergyTerm":
+        """The term of a model, given its configuration and the options of the term in `config.energy_terms`."""
+        return cls(config.hidden_size, **options)
+
+    def projection(self) -> Tensor:
+        """W, shape (D, P): the columns that the tokens are projected on. (A method `weight` would let peft fail.)"""
+        raise NotImplementedError(
+            f"{type(self).__name__} has to define projection(), the (D, P) columns of its projection"
+        )
+
+    def offset(self) -> Tensor | None:
+        """b, shape (P,), added to the projected tokens; None for none."""
+        return None
+
+    def constants(self) -> dict[str, Any]:
+        """What `potential` and `pull` take beside h and the context, by name, such as an inverse temperature."""
+        return {}
+
+    def potential(self, h: Tensor, context: EnergyContext, **constants) -> Tensor:
+        """φ of each token, (..., N), at the projected tokens h (..., N, P): the definition of the energy."""
+        raise NotImplementedError(f"{type(self).__name__} has to define potential(h, context), of shape (..., N)")
+
+    def pull(self, h: Tensor, context: EnergyContext, **constants) -> Tensor:
+        """∂Σφ/∂h, (..., N, P): by automatic differentiation, unless a term has a closed form."""
+
+        def total(h):
+            return self.potential(h, context, **constants).sum()
+
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_transformed(h):
+            # torch.func would refuse the hooks by which checkpointing works
+            h = h if h.requires_grad else h.detach().requires_grad_()
+            return torch.autograd.grad(total(h), h, create_graph=True)[0]
+        value, pull = torch.func.vjp(total, h)
+        return pull(torch.ones_like(value))[0]
+
+    def fetch(self) -> FetchedTerm:
+        """Weight, offset and constants as they are now."""
+        return FetchedTerm(self, self.projection(), self.offset(), self.constants())
+
+    def project(self, g: Tensor) -> Tensor:
+        """h = g W + b, shape (..., N, P), of tokens g (..., N, D)."""
+        return project(g, self.projection(), self.offset())
+
+    def token_energies(self, g: Tensor, context: EnergyContext | None = None) -> Tensor:
+        """Energy of each token, (..., N), of g (..., N, D): minus the potential."""
+        return -self.potential(self.project(g), context or EnergyContext(), **self.constants())
+
+    def energy(self, g: Tensor, context: EnergyContext | None = None) -> Tensor:
+        """Sum of [`token_energies`] over all tokens and images, a scalar."""
+        return self.token_energies(g, context).sum()
+
+    def grad(self, g: Tensor, context: EnergyContext | None = None) -> Tensor:
+        """∂E/∂g, shape (..., N, D)."""
+        weight = self.projection()
+        h = project(g, weight, self.offset())
+        return (self.pull(h, context or EnergyContext(), **self.constants()) @ weight.mT).neg()
+
+    def forward(self, g: Tensor | None, context: EnergyContext | None = None) -> Tensor | FetchedTerm:
+        """∂E/∂g of tokens g; without tokens (None) the [`FetchedTerm`] of a descent.
+
+        Whatever moves or adapts weights, such as accelerate's offloading and peft, does so around this call. So a
+        block calls each of its terms once a descent, and works with what it got.
         """
-        return getattr(self, method)(g, *args, **kwargs)
+        return self.fetch() if g is None else self.grad(g, context)
 
 
-class EnergyAttention(_Energy):
+def project(g: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
+    """g W + b in the dtype of the weight: tokens (..., N, D), (D, P) and (P,) to (..., N, P)."""
+    if g.ndim < 2 or g.shape[-1] != weight.shape[0]:
+        raise ValueError(f"tokens must have shape (..., N, {weight.shape[0]}), got {tuple(g.shape)}")
+    h = g.to(weight.dtype) @ weight
+    return h if offset is None else h + offset.to(h.dtype)
+
+
+ENERGY_TERMS: dict[str, type[EnergyTerm]] = {}
+
+
+def register_energy_term(name: str):
+    """Class decorator that lets `config.energy_terms` choose a term by this name.
+
+    Raises:
+        ValueError: for a name that another class has.
+        TypeError: for what is no subclass of [`EnergyTerm`].
+    """
+
+    def register(cls: type[EnergyTerm]) -> type[EnergyTerm]:
+        if not (isinstance(cls, type) and issubclass(cls, EnergyTerm)):
+            raise TypeError(f"register_energy_term takes a subclass of EnergyTerm, got {cls!r}")
+        known = ENERGY_TERMS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"the energy term {name!r} is {known.__qualname__} already; choose another name")
+        ENERGY_TERMS[name] = cls
+        return cls
+
+    return register
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A quantized weight, which can neither be flattened nor joined, as ordinary numbers; any other as it is."""
+    quantized = type(weight).dequantize is not Tensor.dequantize
+    return weight.dequantize() if quantized else weight
+
+
+def _set_beta(
+    module: nn.Module, beta: float | Sequence[float] | Tensor, shape: tuple[int, ...], learnable: bool
+) -> None:
+    """Make `beta` a parameter (of `shape` when it is a number), or a number or tuple that no cast of dtype rounds.
+
+    A tensor is copied: two modules, or a module and its caller, never share one.
+
+    Raises:
+        ValueError: when it is neither one number nor of `shape`.
+    """
+    given = tuple(torch.as_tensor(beta).shape)
+    if given not in ((), (1,), shape):
+        raise ValueError(f"beta must be a number or have shape {shape} or (1,), got {given}")
+    if not learnable:
+        numbers = torch.as_tensor(beta, dtype=torch.float64, device="cpu").flatten().tolist()
+        module.beta = tuple(numbers) if len(numbers) > 1 else numbers[0]
+    elif isinstance(beta, Tensor):
+        one_number = given == () and shape != ()
+        module.beta = nn.Parameter(beta.detach().clone().reshape((1,) if one_number else given))
+    else:
+        start = torch.tensor(beta, dtype=torch.get_default_dtype())
+        module.beta = nn.Parameter(start.expand(given or shape).clone())
+
+
+@register_energy_term("attention")
+class EnergyAttention(EnergyTerm):
     r"""Multi-head energy attention (paper, equation 3): no values and no output projection.
 
     $$E = -\sum_h \frac{1}{\beta_h} \sum_C \log \sum_B \exp(\beta_h\, q_{hC} \cdot k_{hB}), \qquad
       \frac{\partial E}{\partial g} = -\sum_h \left[(A k) W^q_h + (A^\top q) W^k_h\right]$$
 
-    with q = g Wqᵀ + bq, k = g Wkᵀ + bk, and A the softmax over each row of β q kᵀ.
+    with q = g Wqᵀ + bq, k = g Wkᵀ + bk, and A the softmax over each row of β q kᵀ. Its projection is W = [Wq; Wk]ᵀ, its
+    pull [A k | Aᵀ q].
 
     Args:
         embed_dim: token width D.
@@ -158,7 +289,8 @@ class EnergyAttention(_Energy):
             `"shared"` for one of all heads, shape (Y,) (Lemon-cmd/energy-transformer-torch).
         learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant, as in the paper.
         attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
-        attn_implementation: one of `ATTENTION_BACKENDS`, see [`attention_backends`]; a call may name another.
+        attn_implementation: one of `ATTENTION_BACKENDS`, see [`attention_backends`]; the context of a call may name
+            another. Eager differentiates any number of times, as LumenPallidium does.
 
     Raises:
         ValueError: when `head_dim` is None and H does not divide D, for a beta of another shape, and for another
@@ -169,7 +301,7 @@ class EnergyAttention(_Energy):
         self,
         embed_dim: int,
         n_heads: int,
-        beta: float | Sequence[float] | torch.Tensor | None = None,
+        beta: float | Sequence[float] | Tensor | None = None,
         scale: float = 0.002,
         *,
         head_dim: int | None = None,
@@ -196,171 +328,94 @@ class EnergyAttention(_Energy):
         self.bq = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
         self.bk = nn.Parameter(torch.zeros(bias_shape)) if use_bias else None
 
+    @classmethod
+    def from_config(cls, config, **options) -> "EnergyAttention":
+        of_config = {
+            "n_heads": config.num_attention_heads,
+            "beta": config.attention_beta,
+            "head_dim": config.head_dim,
+            "use_bias": config.attention_bias,
+            "learnable_beta": config.learnable_beta,
+            "attend_to_self": config.attend_to_self,
+            "attn_implementation": "auto",
+        }
+        return cls(config.hidden_size, **of_config | options)
+
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, n_heads={self.n_heads}, head_dim={self.head_dim}"
 
-    def _project(self, g, weight, bias):
-        projected = product(g.to(weight.dtype).flatten(0, -2), plain(weight).flatten(0, 1), transposed=True)
-        if bias is not None:
-            projected = projected + bias.to(projected.dtype).expand(self.n_heads, -1).flatten()
-        # contiguous, because each of the four products with it would make a copy of its own
-        by_head = projected.view(*g.shape[:-1], self.n_heads, self.head_dim).transpose(-3, -2)
-        return by_head.contiguous()
+    def projection(self) -> Tensor:
+        return torch.cat([dense(self.Wq).flatten(0, 1), dense(self.Wk).flatten(0, 1)]).mT
 
-    def _arguments(self, g, mask, tokens):
-        """What a backend takes."""
-        _require_width(g, self.embed_dim)
-        query, key = self._project(g, self.Wq, self.bq), self._project(g, self.Wk, self.bk)
-        dtype = torch.promote_types(query.dtype, torch.float32)
+    def offset(self) -> Tensor | None:
+        if self.bq is None:
+            return None
+        return torch.cat([bias.expand(self.n_heads, -1).flatten() for bias in (self.bq, self.bk)])
+
+    def constants(self) -> dict[str, Any]:
         beta = self.beta
-        if isinstance(beta, tuple):
-            beta = torch.tensor(beta, dtype=dtype, device=query.device)
-        elif isinstance(beta, torch.Tensor):
-            beta = beta.to(dtype)
-        return query, key, beta, mask, tokens, self.attend_to_self
+        if isinstance(beta, Tensor):
+            beta = at_least_float32(beta)
+        elif isinstance(beta, tuple):  # made on the device, for an upload would make a GPU wait
+            dtype = torch.promote_types(self.Wq.dtype, torch.float32)
+            beta = torch.cat([torch.full((1,), number, dtype=dtype, device=self.Wq.device) for number in beta])
+        return {"beta": beta}
 
-    def _backend(self, name, query):
-        return attention_backend(self.attn_implementation if name is None else name, query)
+    def queries_and_keys(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (..., N, 2·H·Y) as queries and keys of the heads, both (..., H, N, Y) and without a copy."""
+        query, key = h.unflatten(-1, (2, self.n_heads, self.head_dim)).unbind(-3)
+        return query.transpose(-3, -2), key.transpose(-3, -2)
 
-    def token_energies(
-        self,
-        g: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        tokens: torch.Tensor | None = None,
-        attn_implementation: str | None = None,
-    ) -> torch.Tensor:
-        """Energy of each token as a query, summed over the heads.
+    def _of_this_module(self, context: EnergyContext) -> EnergyContext:
+        """The context with what this module was made for."""
+        backend = self.attn_implementation if context.backend == "auto" else context.backend
+        attend_to_self = context.attend_to_self and self.attend_to_self
+        return replace(context, backend=backend, attend_to_self=attend_to_self)
 
-        Args:
-            g (`torch.Tensor` of shape `(..., N, D)`): normalized tokens.
-            mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
-                True where the token of the row may attend to the token of the column. A row without any True
-                contributes nothing.
-            tokens (`torch.BoolTensor` of shape `(..., N)`, *optional*): False for padding, which no token attends to
-                and which contributes nothing.
-            attn_implementation: in place of the module's own.
+    def potential(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
+        """Σ_h 1/β_h logsumexp of the row of each token as a query."""
+        context, (query, key) = self._of_this_module(context), self.queries_and_keys(h)
+        rows = attention_backend(context.backend, query).logsumexp(query, key, beta, context)
+        return (rows / (beta[:, None] if isinstance(beta, Tensor) else beta)).sum(-2)
 
-        Returns:
-            `torch.Tensor` of shape `(..., N)`, float32 or float64.
-        """
-        query, key, beta, *masks = self._arguments(g, mask, tokens)
-        rows = self._backend(attn_implementation, query).logsumexp(query, key, beta, *masks)
-        return -(rows / (beta[:, None] if isinstance(beta, torch.Tensor) else beta)).sum(-2)
+    def pull(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
+        """[A k | Aᵀ q]."""
+        context, (query, key) = self._of_this_module(context), self.queries_and_keys(h)
+        return self._join(*attention_backend(context.backend, query).attention(query, key, beta, context))
 
-    def attention_weights(
-        self, g: torch.Tensor, mask: torch.Tensor | None = None, tokens: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """A, shape (..., H, N, N), rows for queries."""
-        return eager_attention_weights(*self._arguments(g, mask, tokens))
+    def attention_weights(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
+        """A, shape (..., H, N, N), rows for queries, of the projected tokens h."""
+        return eager_attention_weights(*self.queries_and_keys(h), beta, self._of_this_module(context))
 
-    def grad(
-        self,
-        g: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        weights: torch.Tensor | None = None,
-        tokens: torch.Tensor | None = None,
-        attn_implementation: str | None = None,
-    ) -> torch.Tensor:
-        """dE/dg in closed form, shape (..., N, D), with the [`attention_weights`] given or computed.
-
-        Other arguments as for [`token_energies`].
-        """
-        arguments = self._arguments(g, mask, tokens)
-        if weights is None:
-            by_keys, by_queries = self._backend(attn_implementation, arguments[0]).attention(*arguments)
-        else:
-            by_keys, by_queries = eager_attention(*arguments, weights=weights)
-        by_keys, by_queries = (term.transpose(-3, -2).flatten(-2).flatten(0, -2) for term in (by_keys, by_queries))
-        pull = product(by_keys, plain(self.Wq).flatten(0, 1))
-        return product(by_queries, plain(self.Wk).flatten(0, 1), total=pull).neg_().view(g.shape)
-
-
-def _overlaps(rows, memories, beta):
-    """β g W for rows g (R, D) and memories W (D, M)."""
-    if isinstance(beta, torch.Tensor) or beta != 1:
-        rows = beta * rows  # rather than the overlaps, which are several times as wide
-    return product(rows, memories)
-
-
-def _relu_gradient(rows, memories, beta):
-    """−β relu(β g W) Wᵀ, and relu(β g W)."""
-    active = _overlaps(rows, memories, beta).relu_()
-    return -beta * product(active, memories, transposed=True), active
-
-
-def _relu_backward(upstream, active):
-    """`upstream` where `active` is positive and 0 elsewhere; in place, but not within `torch.func.vmap` nor the older
-    vmap of `torch.autograd.grad(is_grads_batched=True)`, which refuse that."""
-    if torch.compiler.is_compiling() or only_plain_operators() or torch._C._functorch.is_legacy_batchedtensor(upstream):
-        return torch.ops.aten.threshold_backward(upstream, active, 0)
-    return torch.ops.aten.threshold_backward.grad_input(upstream, active, 0, grad_input=upstream)
-
-
-class _ReluGradient(torch.autograd.Function):
-    """The gradient of the ReLU energy, with a derivative in closed form that keeps only g and a = relu(β g W).
-
-    With G the upstream gradient, and P = G W where a > 0 and 0 elsewhere:
-    dg = −β² P Wᵀ,  dW = −β² gᵀ P − β Gᵀ a,  dβ = −2 Σ P ∘ a = −2β Σ g ∘ P Wᵀ.
-    """
+    def pull_of_weights(self, h: Tensor, weights: Tensor) -> Tensor:
+        """The pull, given A."""
+        query, key = self.queries_and_keys(h)
+        weights = weights.to(h.dtype)
+        return self._join(weights @ key, weights.mT @ query)
 
     @staticmethod
-    def forward(ctx, rows, memories, beta):
-        gradient, active = _relu_gradient(rows, memories, beta)
-        learned = isinstance(beta, torch.Tensor)
-        ctx.save_for_backward(rows, memories, active, beta if learned else None)
-        ctx.constant = None if learned else beta
-        return gradient
-
-    @staticmethod
-    def backward(ctx, upstream):
-        rows, memories, active, beta = ctx.saved_tensors
-        beta = ctx.constant if beta is None else beta
-        if torch.is_grad_enabled():
-            return _ReluGradient._differentiable_backward(ctx, upstream, rows, memories, beta)
-        needs_rows, needs_memories, needs_beta = ctx.needs_input_grad
-        grad_rows = grad_memories = grad_beta = None
-        through = _relu_backward(product(upstream, memories), active)
-        if needs_memories:
-            grad_memories = product((-beta * upstream).mT, active)
-            grad_memories = product((-(beta**2) * rows).mT, through, total=grad_memories)
-        if needs_rows or needs_beta:
-            pulled = product(through, memories, transposed=True)
-        if needs_beta:
-            grad_beta = (-2 * beta * (rows * pulled).sum()).view_as(beta)
-        if needs_rows:
-            grad_rows = pulled * -(beta**2)
-        return grad_rows, grad_memories, grad_beta
-
-    @staticmethod
-    def _differentiable_backward(ctx, upstream, *inputs):
-        # views of their own, for g depends on W and β through the steps before, and only partial derivatives are meant
-        inputs = [tensor.view_as(tensor) if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
-        wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
-        gradient, _ = _relu_gradient(*inputs)
-        found = iter(torch.autograd.grad(gradient, wanted, upstream, create_graph=True))
-        return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+    def _join(by_keys: Tensor, by_queries: Tensor) -> Tensor:
+        return torch.cat([by_keys.transpose(-3, -2), by_queries.transpose(-3, -2)], dim=-2).flatten(-2)
 
 
-class BaseModernHopfield(_Energy):
+@register_energy_term("hopfield")
+class BaseModernHopfield(EnergyTerm):
     r"""Modern Hopfield network with a ReLU (paper, equation 5): the memories are the columns of W.
 
-       Another kind overrides `token_energies` and `grad`; LumenPallidium's hooks `activation`, `activation_energy` and
-       `_init_activation` are not called, for the gradient is in closed form.
+    $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
+      \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$
 
-       $$E = -\tfrac12 \sum \mathrm{relu}(h)^2, \qquad h = \beta\, g W + b, \qquad
-         \frac{\partial E}{\partial g} = -\beta\, \mathrm{relu}(h)\, W^\top$$
-
-       Args:
-           in_dim: token width D.
-           hidden_dim: number of memories M.
-           use_bias: without effect, as in LumenPallidium, so that its state_dicts fit; see `bias`.
-           beta: the constant inverse temperature, 1 when None. A learned one starts at 1 whatever `beta` is, as in the
-    LumenPallidium.
-           scale: standard deviation of the initial memories.
-           bias: a bias b of shape (M,), initially zero. `True` adds it after the multiplication by beta (the paper's
-               flax code; the ReLU networks of flax and of Lemon-cmd/energy-transformer-torch have no beta),
-               `"before_beta"` before it: h = β (g W + b) (b-vitamins/energy-transformer).
-           learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant.
+    Args:
+        in_dim: token width D.
+        hidden_dim: number of memories M.
+        use_bias: without effect, as in LumenPallidium, so that its state_dicts fit; see `bias`.
+        beta: the constant inverse temperature, 1 when None. A learned one starts at 1 whatever `beta` is, as in
+            LumenPallidium.
+        scale: standard deviation of the initial memories.
+        bias: a bias b of shape (M,), initially zero. `True` adds it after the multiplication by beta (the paper's
+            flax code; the ReLU networks of flax and of Lemon-cmd/energy-transformer-torch have no beta),
+            `"before_beta"` before it: h = β (g W + b) (b-vitamins/energy-transformer).
+        learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant.
     """
 
     beta_shape: tuple[int, ...] = (1,)
@@ -371,7 +426,7 @@ class BaseModernHopfield(_Energy):
         in_dim: int,
         hidden_dim: int,
         use_bias: bool = False,
-        beta: float | torch.Tensor | None = None,
+        beta: float | Tensor | None = None,
         scale: float = 0.002,
         *,
         bias: bool | str = False,
@@ -385,8 +440,21 @@ class BaseModernHopfield(_Energy):
             raise ValueError(f"bias must be False, True or 'before_beta', got {bias!r}")
         self.bias_before_beta = bias == "before_beta"
         _set_beta(self, self._initial_beta(beta, learnable_beta), self.beta_shape, learnable_beta)
+        self.register_load_state_dict_pre_hook(_keep_shape)
         self.W = nn.Parameter(torch.randn(in_dim, hidden_dim) * scale)
         self.bias = nn.Parameter(torch.zeros(hidden_dim)) if bias else None
+
+    @classmethod
+    def from_config(cls, config, **options) -> "BaseModernHopfield":
+        kinds = {"relu": BaseModernHopfield, "softmax": SoftmaxModernHopfield}
+        of_config = {
+            "hidden_dim": config.intermediate_size,
+            "beta": config.hopfield_beta,
+            "bias": config.hopfield_bias,
+            "learnable_beta": config.learnable_beta,
+        }
+        kind = kinds[options.pop("activation", config.hopfield_activation)]
+        return kind(config.hidden_size, **of_config | options)
 
     def _initial_beta(self, beta, learnable_beta):
         return self.default_beta if beta is None or learnable_beta else beta
@@ -394,33 +462,22 @@ class BaseModernHopfield(_Energy):
     def extra_repr(self) -> str:
         return f"{self.in_dim}, {self.hidden_dim}"
 
-    def _rows(self, g: torch.Tensor) -> torch.Tensor:
-        """Tokens (..., N, D) one after the other, shape (..·N, D), in the dtype of the weights."""
-        _require_width(g, self.in_dim)
-        return g.flatten(0, -2).to(self.W.dtype)
+    def _times_beta(self, tensor: Tensor) -> Tensor:
+        return tensor if isinstance(self.beta, float) and self.beta == 1 else self.beta * tensor
 
-    def _overlaps(self, g: torch.Tensor) -> torch.Tensor:
-        """h of the tokens one after the other, shape (..·N, M)."""
-        overlaps = _overlaps(self._rows(g), plain(self.W), self.beta)
-        if self.bias is None:
-            return overlaps
-        return overlaps + (self.beta * self.bias if self.bias_before_beta else self.bias)
+    def projection(self) -> Tensor:
+        """β W: the ReLU network's beta scales its memories."""
+        return self._times_beta(dense(self.W))
 
-    def token_energies(self, g: torch.Tensor) -> torch.Tensor:
-        """Energy of each token: g (..., N, D) to (..., N), float32 or float64."""
-        return -0.5 * at_least_float32(self._overlaps(g)).relu().square().sum(-1).view(g.shape[:-1])
+    def offset(self) -> Tensor | None:
+        return self._times_beta(self.bias) if self.bias_before_beta else self.bias
 
-    def grad(self, g: torch.Tensor) -> torch.Tensor:
-        """dE/dg in closed form, shape (..., N, D)."""
-        if self.bias is not None:
-            pull = product(self._overlaps(g).relu_(), plain(self.W), transposed=True)
-            return (-self.beta * pull).view(g.shape)
-        inputs = self._rows(g), plain(self.W), self.beta
-        if g.is_meta or only_plain_operators() or torch.is_autocast_enabled(g.device.type):  # meta knows no autocast
-            gradient, _ = _relu_gradient(*inputs)
-        else:
-            gradient = _ReluGradient.apply(*inputs)
-        return gradient.view(g.shape)
+    def potential(self, h: Tensor, context: EnergyContext) -> Tensor:
+        """½ Σ relu(h)²."""
+        return 0.5 * at_least_float32(h).relu().square().sum(-1)
+
+    def pull(self, h: Tensor, context: EnergyContext) -> Tensor:
+        return h.relu()
 
 
 class SoftmaxModernHopfield(BaseModernHopfield):
@@ -439,10 +496,24 @@ class SoftmaxModernHopfield(BaseModernHopfield):
     def _initial_beta(self, beta, learnable_beta):
         return self.default_beta if beta is None else beta
 
-    def token_energies(self, g: torch.Tensor) -> torch.Tensor:
-        rows = at_least_float32(self._overlaps(g)).logsumexp(-1).view(g.shape[:-1])
-        return -rows / (self.beta.to(rows.dtype) if isinstance(self.beta, torch.Tensor) else self.beta)
+    def projection(self) -> Tensor:
+        return dense(self.W)
 
-    def grad(self, g: torch.Tensor) -> torch.Tensor:
-        weights = at_least_float32(self._overlaps(g)).softmax(-1)
-        return product(weights.to(self.W.dtype), plain(self.W), transposed=True).neg_().view(g.shape)
+    def offset(self) -> Tensor | None:
+        return self.bias if self.bias_before_beta else None
+
+    def constants(self) -> dict[str, Any]:
+        beta = at_least_float32(self.beta) if isinstance(self.beta, Tensor) else self.beta
+        return {"beta": beta, "bias": None if self.bias_before_beta else self.bias}
+
+    @staticmethod
+    def _scaled(h: Tensor, beta, bias: Tensor | None) -> Tensor:
+        scaled = beta * at_least_float32(h)
+        return scaled if bias is None else scaled + bias
+
+    def potential(self, h: Tensor, context: EnergyContext, *, beta, bias) -> Tensor:
+        """1/β logsumexp(β h + b)."""
+        return self._scaled(h, beta, bias).logsumexp(-1) / beta
+
+    def pull(self, h: Tensor, context: EnergyContext, *, beta, bias) -> Tensor:
+        return self._scaled(h, beta, bias).softmax(-1).to(h.dtype)

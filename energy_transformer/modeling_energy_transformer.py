@@ -3,24 +3,27 @@
 Shapes: B images, C channels, N tokens (CLS first where there is one), P patches, D token width, T steps.
 """
 
-from collections.abc import Iterator
-from numbers import Integral, Real
+import difflib
+import inspect
+from numbers import Integral
+from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .attention_backends import at_least_float32, check_attention_backend
+from .block import Descent, EnergyBlock, Record, check_num_steps
+from .checkpoint_terms import save_terms
 from .configuration_energy_transformer import EnergyTransformerConfig
-from .descent import descend_until_settled, descent_step, energy_gradient, energy_parts
+from .context import EnergyContext
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
-from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
-from .masking import draw_masks, fixed_noise, split_mask_values
+from .energies import ENERGY_TERMS, BaseModernHopfield, EnergyAttention, EnergyLayerNorm, EnergyTerm, LayerNorm
+from .masking import content_keys, draw_masks, fixed_noise, split_mask_values
 from .outputs import (
     EnergyParts,
     EnergyTransformerImageClassifierOutput,
@@ -28,52 +31,41 @@ from .outputs import (
     EnergyTransformerModelOutput,
 )
 from .patches import patch_mean_and_std, patchify, unpatchify
+from .updates import FlexibleUpdate, Update
 
 
-class EnergyTransformerLayer(GradientCheckpointingLayer):
-    """One block: its energies and norm. A call is one descent step, so checkpointing is by step."""
+def _term_class(name: str) -> type[EnergyTerm]:
+    if name not in ENERGY_TERMS:
+        raise ValueError(
+            f"config.energy_terms has {name!r}, which is not registered (known: {', '.join(ENERGY_TERMS)}): import the "
+            f"module that defines it with register_energy_term({name!r}), or load with trust_remote_code=True"
+        )
+    return ENERGY_TERMS[name]
 
-    def __init__(self, config: EnergyTransformerConfig):
-        super().__init__()
+
+class EnergyTransformerLayer(EnergyBlock):
+    """One block of a model, with the norm, the terms and the update that the configuration asks for.
+
+    Args:
+        config ([`EnergyTransformerConfig`]).
+        num_steps: T, for the learned step sizes; the configuration's when None.
+    """
+
+    def __init__(self, config: EnergyTransformerConfig, num_steps: int | None = None):
         dim = config.hidden_size
-        self.config = config
-        self.step_size = config.step_size
+        terms = {
+            name: _term_class(kind).from_config(config, **options) for name, (kind, options) in config.terms.items()
+        }
         if config.norm_type == "energy_layer_norm":
-            self.norm = EnergyLayerNorm(dim, config.layer_norm_eps, config.norm_regularization)
+            norm = EnergyLayerNorm(dim, config.layer_norm_eps, config.norm_regularization)
         else:
-            self.norm = LayerNorm(dim, config.layer_norm_eps)
-        self.attention = EnergyAttention(
-            dim,
-            config.num_attention_heads,
-            config.attention_beta,
-            head_dim=config.head_dim,
-            use_bias=config.attention_bias,
-            learnable_beta=config.learnable_beta,
-            attend_to_self=config.attend_to_self,
-        )
-        hopfield = SoftmaxModernHopfield if config.hopfield_activation == "softmax" else BaseModernHopfield
-        self.hopfield = hopfield(
-            dim,
-            config.intermediate_size,
-            beta=config.hopfield_beta,
-            bias=config.hopfield_bias,
-            learnable_beta=config.learnable_beta,
-        )
-
-    def energy_parts(self, x, mask=None, tokens=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention and Hopfield energy of each token, both (B, N), of the states x (B, N, D)."""
-        implementation = self.config._attn_implementation
-        return energy_parts(self.norm(x), self.attention, self.hopfield, mask, tokens, implementation)
-
-    def forward(self, x, mask=None, tokens=None, output_attentions=False):
-        """The next states, and with `output_attentions` also the attention weights (B, H, N, N) that led to them."""
-        block = self.attention, self.hopfield
-        if not output_attentions:
-            implementation = self.config._attn_implementation
-            return descent_step(x, self.norm, *block, self.step_size, mask, tokens, implementation)
-        g = self.norm(x)
-        weights = self.attention(g, mask, tokens, method="attention_weights")
-        return x - self.step_size * energy_gradient(g, *block, mask, tokens, weights), weights
+            norm = LayerNorm(dim, config.layer_norm_eps)
+        steps = config.steps_of_blocks[0] if num_steps is None else num_steps
+        options = config.learnable_step_size, dim, config.momentum, config.temperature
+        flexible = config.learnable_step_size or config.momentum or config.temperature
+        update = FlexibleUpdate(config.step_size, steps, *options) if flexible else Update(config.step_size)
+        super().__init__(terms, norm, update, config.descent_gradient)
+        self.config = config
 
 
 class EnergyTransformerPreTrainedModel(PreTrainedModel):
@@ -88,6 +80,7 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
     _can_record_outputs: ClassVar = {"hidden_states": EnergyTransformerLayer, "attentions": EnergyTransformerLayer}
     _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
+    _scalars: frozenset[str] = frozenset()  # parameters that `scalars_to_vectors` has reshaped
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """One of `ATTENTION_BACKENDS`, `"auto"` when None; ValueError for any other, or one that cannot run here."""
@@ -118,10 +111,12 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
             init.normal_(module.W, std=config.hopfield_initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-            if isinstance(module.beta, torch.Tensor):
+            if isinstance(module.beta, Tensor):
                 init.constant_(module.beta, config.hopfield_beta or module.default_beta)
         elif isinstance(module, EnergyTransformerEmbeddings):
             self._init_embeddings(module)
+        elif isinstance(module, Update) and isinstance(module.step_size, Tensor):
+            init.constant_(module.step_size, config.step_size)
 
     def _init_attention(self, attention: EnergyAttention) -> None:
         scaled = self.config.initialization == "scaled"
@@ -134,34 +129,50 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
         for bias in (attention.bq, attention.bk):
             if bias is not None:
                 init.zeros_(bias)
-        if isinstance(attention.beta, torch.Tensor):
+        if isinstance(attention.beta, Tensor):
             beta = self.config.attention_beta or attention.head_dim**-0.5
             beta = torch.as_tensor(beta, dtype=torch.float64).to(attention.beta)
             init.copy_(attention.beta, beta.expand_as(attention.beta))
 
-    def energy(
-        self,
-        pixel_values: torch.FloatTensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        *,
-        attention_mask: torch.BoolTensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        num_steps: int | None = None,
-    ) -> torch.FloatTensor:
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """As transformers has it; the files of energy terms that are not the package's own are saved as well."""
+        if self._scalars:
+            weights = kwargs.get("state_dict") or self.state_dict()
+            shapes = {name: () if name in self._scalars else weight.shape for name, weight in weights.items()}
+            kwargs["state_dict"] = {name: weight.reshape(shapes[name]) for name, weight in weights.items()}
+        terms = {kind: _term_class(kind) for kind, _ in self.config.terms.values()}
+        package = __name__.rpartition(".")[0]
+        own = {kind: cls for kind, cls in terms.items() if cls.__module__.rpartition(".")[0] != package}
+        super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub and not own, **kwargs)
+        if own and kwargs.get("is_main_process", True):
+            save_terms(own, save_directory)
+            if push_to_hub:  # once more, by way of a folder that is pushed as a whole
+                self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, token=kwargs.get("token"))
+
+    def scalars_to_vectors(self) -> None:
+        """Give each parameter of shape () the shape (1,), for `fully_shard` takes no scalars:
+
+            model.scalars_to_vectors()
+            for layer in model.base_model.layers:
+                fully_shard(layer)
+            fully_shard(model)
+
+        Call it before the optimizer is made. Files keep the shape (): `save_pretrained` writes it, and a state dict
+        of either shape can be loaded.
+        """
+        self._scalars = frozenset(name for name, parameter in self.named_parameters() if parameter.ndim == 0)
+        for name in self._scalars:
+            prefix, _, last = name.rpartition(".")
+            scalar = self.get_parameter(name)
+            setattr(self.get_submodule(prefix), last, nn.Parameter(scalar.detach().reshape(1), scalar.requires_grad))
+
+    def energy(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **options) -> Tensor:
         """Energy of each image, (B,), at the end x_T of its descent.
 
         Arguments as for [`EnergyTransformerModel.forward`]; `num_steps=0` gives the energy at the start.
         """
-        outputs = self.base_model(
-            pixel_values,
-            bool_masked_pos=bool_masked_pos,
-            attention_mask=attention_mask,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_energies=True,
-            num_steps=num_steps,
-            return_dict=True,
-        )
-        return outputs.energies[:, -1]
+        options |= {"bool_masked_pos": bool_masked_pos, "output_energies": True, "return_dict": True}
+        return self.base_model(pixel_values, **options).energies[:, -1]
 
     def _init_embeddings(self, embeddings: EnergyTransformerEmbeddings) -> None:
         config = self.config
@@ -192,32 +203,46 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         self.final_norm = final_norm
         self.pooling = config.classifier_pooling or ("cls" if config.use_cls_token else "mean")
         self.embeddings = EnergyTransformerEmbeddings(config, use_mask_token)
-        self.layers = nn.ModuleList([EnergyTransformerLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList(EnergyTransformerLayer(config, steps) for steps in config.steps_of_blocks)
         self.post_init()
 
-    def _steps(self, num_steps: int | None) -> Iterator[EnergyTransformerLayer]:
-        """The layer of each step, in order."""
-        num_steps = self.config.num_steps if num_steps is None else num_steps
-        if not isinstance(num_steps, Integral) or num_steps < 0:
-            raise ValueError(f"num_steps must be a whole number of at least 0, got {num_steps!r}")
-        for layer in self.layers:
-            for _ in range(num_steps):
-                yield layer
+    def steps_of_layers(self, num_steps: int | None = None) -> list[int]:
+        """Descent steps of each layer: `num_steps`, or what the configuration says when None."""
+        if num_steps is None:
+            return self.config.steps_of_blocks
+        check_num_steps(num_steps)
+        return [int(num_steps)] * len(self.layers)
 
-    def _pool(self, state: torch.Tensor, attention_mask: torch.BoolTensor | None) -> torch.Tensor:
-        """(B, N, D) to (B, D): the CLS token, or the mean of the patches that are no padding."""
+    def _embed(self, pixel_values, bool_masked_pos, interpolate_pos_encoding, inputs_embeds) -> Tensor:
+        """x_0."""
+        if (pixel_values is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of pixel_values and inputs_embeds must be given")
+        if inputs_embeds is not None:
+            if bool_masked_pos is not None:
+                raise ValueError("bool_masked_pos needs pixel_values: inputs_embeds are taken as they are")
+            if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != self.config.hidden_size:
+                shape = tuple(inputs_embeds.shape)
+                raise ValueError(f"inputs_embeds must have shape (B, N, {self.config.hidden_size}), got {shape}")
+            return inputs_embeds
+        self.embeddings.check_pixel_values(pixel_values, interpolate_pos_encoding)
+        if bool_masked_pos is not None:
+            bool_masked_pos = self.embeddings.patch_mask("bool_masked_pos", bool_masked_pos, pixel_values)
+            _, bool_masked_pos = split_mask_values(bool_masked_pos)
+        return self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+
+    def _pool(self, state: Tensor, tokens: torch.BoolTensor | None, first: int) -> Tensor:
+        """(B, N, D) to (B, D): the CLS token, or the mean of the tokens from `first` on that are no padding."""
         if self.pooling == "cls":
             return state[:, 0]
-        first = int(self.config.use_cls_token)
-        if attention_mask is None or attention_mask.ndim == 3:
+        if tokens is None:
             return state[:, first:].mean(1)
-        real = attention_mask[:, first:, None].bool().to(state.device)
+        real = tokens[:, first:, None]
         return state[:, first:].masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.FloatTensor | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
         attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
@@ -227,17 +252,22 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         output_energy_parts: bool = False,
         num_steps: int | None = None,
         tolerance: float | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        attention_bias: torch.FloatTensor | None = None,
+        generator: torch.Generator | None = None,
         **kwargs,
     ) -> EnergyTransformerModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalized images.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
-                Patches to replace by the mask token; of integers, those that are 1.
+                Patches to replace by the mask token; of integers, those that are 1. Also a grid of patches,
+                (B, rows, columns), or a mask of the pixels, (B, H, W), as a tensor, array or list: a patch is hidden
+                as a whole where any of its pixels is.
             attention_mask (`torch.BoolTensor` of shape `(B, N)` or `(B, N, N)`, *optional*):
                 N counts the CLS token, which comes first. (B, N): False for padding, which no token attends to,
                 which has no energy and does not move. (B, N, N): True where the token of the row may attend to the
-                token of the column; a row without any True only descends on the Hopfield energy.
+                token of the column; a row without any True only descends on the other terms. Also integers 0 and 1.
             interpolate_pos_encoding (`bool`): run at any size that the patch size divides.
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
                 Record the states x_0 … x_T, or only those of the given indices, with None for the others.
@@ -248,12 +278,18 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
                 Stop the steps of an image when one changes its normalized tokens by at most this share of their
                 length; it is then left out of the computation, and `num_steps_taken` says when. Without gradients,
                 and for the last state alone.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, N, D)`, *optional*):
+                Tokens in place of the pixels: x_0 as it is, with no CLS token and no position added.
+            attention_bias (`torch.FloatTensor` of shape `(B, H or 1, N, N)`, *optional*):
+                Added to the scores of the attention, outside of its beta.
+            generator (`torch.Generator`, *optional*): of the noise that `config.temperature` asks for.
             return_dict (`bool`, *optional*): False for a plain tuple.
 
         Raises:
-            ValueError: for pixels or masks of the wrong shape, a size other than the config's without
-                `interpolate_pos_encoding`, indices of states that there are not, attentions from a backend that has
-                none, and a `tolerance` that is negative, or together with gradients or a record of the descent.
+            ValueError: for pixels, tokens or masks of the wrong shape, dtype or value, a size other than the config's
+                without `interpolate_pos_encoding`, indices of states that there are not, attentions from a backend
+                that has none, and a `tolerance` that is negative, or together with gradients or a record.
+            TypeError: for an unknown keyword.
 
         Example:
 
@@ -267,108 +303,99 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         ([2, 65, 768], [2, 13])
         ```
         """
-        steps = list(self._steps(num_steps))
+        _refuse_unknown(kwargs)
+        steps = self.steps_of_layers(num_steps)
         keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        kept = _kept_states(keep_states, len(steps) + 1)
-        keep_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        keep_energies = output_energies or output_energy_parts
+        keep_attentions = bool(self.config.output_attentions if output_attentions is None else output_attentions)
+        keep_energies = bool(output_energies or output_energy_parts)
+        kept = _kept_states(keep_states, sum(steps) + 1)
         if keep_attentions and self.config._attn_implementation not in ("auto", "eager"):
             raise ValueError(
                 "output_attentions needs attn_implementation='eager' (or 'auto'), got "
                 f"{self.config._attn_implementation!r}, which never holds the attentions"
             )
-        if tolerance is not None:
-            _check_tolerance(tolerance, bool(kept or keep_attentions or keep_energies))
-        if bool_masked_pos is not None:
-            _, bool_masked_pos = split_mask_values(bool_masked_pos)
-            _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
-
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
-        mask, tokens = _split_attention_mask(attention_mask, x)
-        dtype = x.dtype
-        x = at_least_float32(x)  # the sum of many small steps
-        states, parts, attentions = [x if 0 in kept else None], [], []
-        layer, taken = self.layers[0], None
-        if tolerance is not None:
-            taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
-            for layer in self.layers:
-                x, more = descend_until_settled(
-                    x, layer, layer.norm, len(steps) // len(self.layers), tolerance, mask, tokens
-                )
-                taken += more
-            steps = []
-        for step, layer in enumerate(steps, start=1):
-            if keep_energies:
-                parts.append(layer.energy_parts(x, mask, tokens))
-            if keep_attentions:
-                x, weights = layer(x, mask, tokens, output_attentions=True)
-                attentions.append(weights)
-            else:
-                x = layer(x, mask, tokens)
-            states.append(x if step in kept else None)
-        if keep_energies:
-            parts.append(layer.energy_parts(x, mask, tokens))
-            attention, hopfield = (torch.stack(part, dim=1) for part in zip(*parts, strict=True))
-            by_token = attention + hopfield
-        last_hidden_state = (layer.norm(x) if self.final_norm else x).to(dtype)
+        embedded = self._embed(pixel_values, bool_masked_pos, interpolate_pos_encoding, inputs_embeds)
+        tokens, pairs = _split_attention_mask(attention_mask, embedded)
+        bias = None if attention_bias is None else attention_bias.to(embedded.device)
+        backend = self.config._attn_implementation
+        context = EnergyContext(tokens, pairs, bias, backend=backend, generator=generator)
+        descents: list[Descent] = []
+        state, before = embedded, 0
+        # without a step the model is at the start, which is the first block's
+        for layer, count in zip(self.layers, steps, strict=True) if any(steps) else [(self.layers[0], 0)]:
+            states = {index - before for index in kept if before + bool(descents) <= index <= before + count}
+            record = Record(states, keep_energies, keep_attentions)
+            descents.append(layer(state, count, context, record, tolerance))
+            state, before = descents[-1].state, before + count
+        last_hidden_state = (descents[-1].normalized if self.final_norm else state).to(embedded.dtype)
+        first = 0 if pixel_values is None else int(self.config.use_cls_token)
+        energies = _energies_along(descents) if keep_energies else {}
+        by_token = sum(energies.values()) if energies else None
         return EnergyTransformerModelOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=self._pool(last_hidden_state, attention_mask),
-            hidden_states=tuple(states) if kept else None,
+            pooler_output=self._pool(last_hidden_state, tokens, first),
+            hidden_states=_states_along(descents) if kept else None,
             energies=by_token.sum(-1) if output_energies else None,
-            attentions=tuple(attentions) if keep_attentions else None,
-            energy_parts=EnergyParts(attention.sum(-1), hopfield.sum(-1), by_token) if output_energy_parts else None,
-            num_steps_taken=taken,
+            attentions=tuple(weights for found in descents for weights in found.attentions)
+            if keep_attentions
+            else None,
+            energy_parts=_energy_parts(energies, by_token) if output_energy_parts else None,
+            num_steps_taken=None if tolerance is None else sum(found.num_steps_taken for found in descents),
         )
 
 
-def _check_tolerance(tolerance: float, recorded: bool) -> None:
-    if not isinstance(tolerance, Real) or not tolerance >= 0:
-        raise ValueError(f"tolerance must be a number of at least 0, got {tolerance!r}")
-    if torch.is_grad_enabled():
-        raise ValueError("tolerance needs torch.no_grad(): the number of steps would depend on the weights")
-    if recorded:
-        raise ValueError(
-            "tolerance cannot be combined with output_hidden_states, output_attentions, output_energies or "
-            "output_energy_parts: the images take different numbers of steps"
-        )
+def _refuse_unknown(kwargs: dict) -> None:
+    """Raises TypeError for a keyword that neither `forward` nor transformers knows."""
+    unknown = [name for name in kwargs if name not in ("num_items_in_batch", "return_loss")]
+    if unknown:
+        known = [*inspect.signature(EnergyTransformerModel.forward).parameters, *_ARGUMENTS_OF_HEADS]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise TypeError(f"forward() has no argument {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def _states_along(descents: list[Descent]) -> tuple[Tensor | None, ...]:
+    """x_0 … x_T of all blocks; a block begins where the one before it ended."""
+    return descents[0].states + tuple(state for found in descents[1:] for state in found.states[1:])
+
+
+def _energies_along(descents: list[Descent]) -> dict[str, Tensor]:
+    """(B, T + 1, N) by term; where one block ends, it is the energy of the next one."""
+    *earlier, last = (found.energies or {} for found in descents)
+    return {name: torch.cat([*(found[name][:, :-1] for found in earlier), last[name]], 1) for name in last}
+
+
+def _energy_parts(energies: dict[str, Tensor], by_token: Tensor) -> EnergyParts:
+    by_term = {name: energy.sum(-1) for name, energy in energies.items()}
+    known = {name: by_term.pop(name, None) for name in ("attention", "hopfield")}
+    return EnergyParts(**known, others=by_term or None, tokens=by_token)
 
 
 def _kept_states(wanted: bool | int | list[int], count: int) -> set[int]:
     """Indices of the states to record, of `count`; negative ones are counted from the end."""
     if isinstance(wanted, bool):
         return set(range(count)) if wanted else set()
-    indices = [wanted] if isinstance(wanted, int) else wanted
+    indices = [wanted] if isinstance(wanted, Integral) else wanted
     if any(not -count <= index < count for index in indices):
         raise ValueError(f"output_hidden_states must be true, false or indices of the {count} states, got {wanted}")
-    return {index % count for index in indices}
+    return {int(index) % count for index in indices}
 
 
-def _split_attention_mask(attention_mask, x) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The mask of the pairs (B, N, N) or that of the tokens (B, N), whichever it is."""
+def _split_attention_mask(attention_mask, x) -> tuple[Tensor | None, Tensor | None]:
+    """The mask of the tokens (B, N) or that of the pairs (B, N, N), whichever it is."""
     if attention_mask is None:
         return None, None
+    attention_mask = torch.as_tensor(attention_mask)
     if attention_mask.is_floating_point():
         raise ValueError(f"attention_mask must hold booleans or integers, True to attend, got {attention_mask.dtype}")
     batch, tokens, _ = x.shape
     if attention_mask.shape == (batch, tokens):
-        real = attention_mask.to(x.device, torch.bool)
-        return None, real
-    if attention_mask.shape == (batch, tokens, tokens):
         return attention_mask.to(x.device, torch.bool), None
+    if attention_mask.shape == (batch, tokens, tokens):
+        return None, attention_mask.to(x.device, torch.bool)
     raise ValueError(
         f"attention_mask must have shape (B, N) = {(batch, tokens)} or (B, N, N), with the CLS token in N where there "
         f"is one, got {tuple(attention_mask.shape)}"
     )
-
-
-def _check_mask(name, mask, pixel_values, config: EnergyTransformerConfig) -> None:
-    patch_height, patch_width = config.patch_height_width
-    num_patches = (pixel_values.shape[-2] // patch_height) * (pixel_values.shape[-1] // patch_width)
-    if mask.shape != (pixel_values.shape[0], num_patches):
-        raise ValueError(
-            f"{name} must have shape (B, patches) = ({pixel_values.shape[0]}, {num_patches}), got {tuple(mask.shape)}"
-        )
 
 
 class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
@@ -390,7 +417,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         self.decoder = patch_map(config, config.hidden_size, patch_dim(config))
         self.post_init()
 
-    def decode(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """`last_hidden_state` (B, N, D) to images (B, C, H, W) on a grid of patches (the config's when None)."""
         config = self.config
         if self.decoder_norm is not None:
@@ -398,70 +425,64 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         patches = self.decoder(tokens[:, int(config.use_cls_token) :])
         return unpatchify(patches, config.patch_height_width, grid or config.grid_size, config.num_channels)
 
-    def decode_states(self, hidden_states: tuple[torch.Tensor, ...], grid: tuple[int, int] | None = None):
+    def decode_states(self, hidden_states: tuple[Tensor, ...], grid: tuple[int, int] | None = None):
         """The states x_0 … x_T of a descent to images (T + 1, B, C, H, W), as if the descent ended there.
 
         States that are None, because `output_hidden_states` did not ask for them, are left out.
         """
-        layers = self.energy_transformer.layers
-        steps = max(1, (len(hidden_states) - 1) // len(layers))
-        dtype = self.energy_transformer.embeddings.position_embeddings.dtype
-        if not self.energy_transformer.final_norm:
-            return torch.stack([self.decode(x.to(dtype), grid) for x in hidden_states if x is not None])
-        norms = [layers[min(max(t - 1, 0) // steps, len(layers) - 1)].norm for t in range(len(hidden_states))]
-        recorded = [(norm, x) for norm, x in zip(norms, hidden_states, strict=True) if x is not None]
-        return torch.stack([self.decode(norm(x).to(dtype), grid) for norm, x in recorded])
+        base, count = self.energy_transformer, len(hidden_states) - 1
+        dtype = base.embeddings.position_embeddings.dtype
+        if base.final_norm:  # through the norm of the block whose step led there
+            steps = base.steps_of_layers()
+            steps = steps if sum(steps) == count else [count // len(steps)] * len(steps)
+            layers = [layer for layer, number in zip(base.layers, steps, strict=True) for _ in range(number)]
+            layers = [base.layers[0], *layers]
+            hidden_states = [
+                x if x is None else layer(x, 0).normalized for layer, x in zip(layers, hidden_states, strict=True)
+            ]
+        return torch.stack([self.decode(x.to(dtype), grid) for x in hidden_states if x is not None])
 
-    def _draw_masks(self, pixel_values, noise, generator):
-        """Masks of `config.mask_ratio`; in evaluation without noise or generator always the same ones."""
+    def _draw_masks(self, pixel_values, noise, generator, image_index):
+        """Masks of `config.mask_ratio`; in evaluation without noise or generator those of the image."""
         config = self.config
         grid = self.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
         shape, device = (pixel_values.shape[0], grid[0] * grid[1]), pixel_values.device
-        if noise is None and generator is None and not self.training:
-            noise = fixed_noise(*shape, device=device)
+        if noise is None and (image_index is not None or (generator is None and not self.training)):
+            keys = content_keys(pixel_values) if image_index is None else torch.as_tensor(image_index, device=device)
+            if keys.shape != shape[:1] or keys.is_floating_point():
+                raise ValueError(
+                    f"image_index must be {shape[0]} integers, one for each image, got {tuple(keys.shape)}"
+                )
+            noise = fixed_noise(keys.long(), shape[1])
         elif noise is None:
-            noise = torch.rand(shape, generator=generator, device=device)
+            noise = torch.rand(shape, generator=generator, device=device if generator is None else generator.device)
+        noise = noise.to(device)
         return draw_masks(config.mask_type, noise, grid, config.mask_ratio, config.mask_replace_probability)
 
-    def _resolve_masks(self, pixel_values, bool_masked_pos, bool_corrupted_pos, noise, generator):
+    def _resolve_masks(self, pixel_values, bool_masked_pos, bool_corrupted_pos, noise, generator, image_index=None):
         """The patches in the loss and those to replace, both (B, P): as given, or drawn when there are none."""
         if bool_masked_pos is None:
             if bool_corrupted_pos is not None:
                 raise ValueError("bool_corrupted_pos needs bool_masked_pos: the patches in the loss")
-            bool_masked_pos, bool_corrupted_pos = self._draw_masks(pixel_values, noise, generator)
-        bool_masked_pos, replaced = split_mask_values(bool_masked_pos)
-        bool_corrupted_pos = replaced if bool_corrupted_pos is None else bool_corrupted_pos.bool()
-        _check_mask("bool_masked_pos", bool_masked_pos, pixel_values, self.config)
-        _check_mask("bool_corrupted_pos", bool_corrupted_pos, pixel_values, self.config)
-        return bool_masked_pos, bool_corrupted_pos
+            return self._draw_masks(pixel_values, noise, generator, image_index)
+        patch_mask = self.energy_transformer.embeddings.patch_mask
+        masked, corrupted = split_mask_values(patch_mask("bool_masked_pos", bool_masked_pos, pixel_values))
+        if bool_corrupted_pos is not None:
+            corrupted = patch_mask("bool_corrupted_pos", bool_corrupted_pos, pixel_values).bool()
+        return masked, corrupted
 
     def energy(
-        self,
-        pixel_values: torch.FloatTensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        bool_corrupted_pos: torch.BoolTensor | None = None,
-        noise: torch.FloatTensor | None = None,
-        generator: torch.Generator | None = None,
-        *,
-        attention_mask: torch.BoolTensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        num_steps: int | None = None,
-    ) -> torch.FloatTensor:
+        self, pixel_values, bool_masked_pos=None, bool_corrupted_pos=None, noise=None, generator=None, **options
+    ) -> Tensor:
         """Energy of each image, (B,), at the end x_T of its descent.
 
         Masks as for [`forward`], but no patch is masked when none of the four arguments is given: the energy is then
-        that of the whole image. The others are those of [`EnergyTransformerModel.energy`].
+        that of the whole image. The others are those of [`EnergyTransformerModel.forward`].
         """
         given = (bool_masked_pos, bool_corrupted_pos, noise, generator)
         if any(argument is not None for argument in given):
             _, bool_corrupted_pos = self._resolve_masks(pixel_values, *given)
-        return super().energy(
-            pixel_values,
-            bool_corrupted_pos,
-            attention_mask=attention_mask,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            num_steps=num_steps,
-        )
+        return super().energy(pixel_values, bool_corrupted_pos, **options)
 
     def _loss(self, pixel_values, reconstruction, mask):
         patch_size = self.config.patch_height_width
@@ -482,26 +503,26 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         generator: torch.Generator | None = None,
         attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        output_energies: bool = False,
-        output_energy_parts: bool = False,
-        num_steps: int | None = None,
-        tolerance: float | None = None,
+        image_index: torch.LongTensor | None = None,
         **kwargs,
     ) -> EnergyTransformerMaskedImageModelingOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): normalized images.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
-                Patches in the loss, any number for each image. Integers are taken as in the paper's code: 0 seen,
-                1 replaced and in the loss, 2 or more seen but in the loss. When None, masks are drawn from `noise`
-                of shape (B, P) in [0, 1), from `generator`, or from torch's own generator; in evaluation mode without
-                either, the same masks at every call.
+                Patches in the loss, any number for each image, in any form that [`EnergyTransformerModel`] takes.
+                Integers are taken as in the paper's code: 0 seen, 1 replaced and in the loss, 2 seen but in the loss.
+                When None, masks are drawn from `noise` of shape (B, P) in [0, 1), from `generator`, or from torch's
+                own generator.
             bool_corrupted_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
                 Patches replaced by the mask token; by `bool_masked_pos` when None.
-            attention_mask, interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies,
-                output_energy_parts, num_steps, tolerance, return_dict: see [`EnergyTransformerModel`].
+            image_index (`torch.LongTensor` of shape `(B,)`, *optional*):
+                The place of each image in its dataset, of which its mask is then a function. In evaluation mode,
+                when neither it nor noise nor a generator is given, the mask is a function of the pixels: the same at
+                every call and in every batch.
+            attention_mask, interpolate_pos_encoding, and in **kwargs output_hidden_states, output_attentions,
+                output_energies, output_energy_parts, num_steps, tolerance, attention_bias, return_dict:
+                see [`EnergyTransformerModel`].
 
         Example:
 
@@ -521,20 +542,16 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         embeddings = self.energy_transformer.embeddings
         embeddings.check_pixel_values(pixel_values, interpolate_pos_encoding)
         bool_masked_pos, bool_corrupted_pos = self._resolve_masks(
-            pixel_values, bool_masked_pos, bool_corrupted_pos, noise, generator
+            pixel_values, bool_masked_pos, bool_corrupted_pos, noise, generator, image_index
         )
         outputs = self.energy_transformer(
             pixel_values,
             bool_masked_pos=bool_corrupted_pos,
             attention_mask=attention_mask,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            output_energies=output_energies,
-            output_energy_parts=output_energy_parts,
-            num_steps=num_steps,
-            tolerance=tolerance,
+            generator=generator,
             return_dict=True,
+            **kwargs,
         )
         grid = embeddings.grid_of(*pixel_values.shape[2:])
         reconstruction = self.decode(outputs.last_hidden_state, grid)
@@ -542,12 +559,28 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             loss=self._loss(pixel_values, reconstruction, bool_masked_pos),
             reconstruction=reconstruction,
             mask=bool_masked_pos,
-            hidden_states=outputs.hidden_states,
-            energies=outputs.energies,
-            attentions=outputs.attentions,
-            energy_parts=outputs.energy_parts,
-            num_steps_taken=outputs.num_steps_taken,
+            **_records(outputs),
         )
+
+
+def _records(outputs: EnergyTransformerModelOutput) -> dict:
+    """What the outputs of the heads hold of the descent."""
+    names = "hidden_states", "energies", "attentions", "energy_parts", "num_steps_taken"
+    return {name: getattr(outputs, name) for name in names}
+
+
+_ARGUMENTS_OF_HEADS = ("labels", "bool_corrupted_pos", "noise", "image_index")
+
+
+def _check_labels(labels: Tensor | None, config: EnergyTransformerConfig) -> None:
+    """Raises ValueError for a label out of range; only on the CPU, and not while a graph is made."""
+    if labels is None or torch.compiler.is_compiling() or labels.is_floating_point() or labels.device.type != "cpu":
+        return
+    if config.num_labels > 1 and labels.ndim < 2 and labels.numel():
+        least, largest = int(labels.min()), int(labels.max())
+        if (least < 0 and least != -100) or largest >= config.num_labels:
+            wrong = largest if largest >= config.num_labels else least
+            raise ValueError(f"labels must lie in [0, num_labels) = [0, {config.num_labels}), got {wrong}")
 
 
 def _classifier(config: EnergyTransformerConfig) -> nn.Sequential:
@@ -588,16 +621,10 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
-        labels: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        labels: Tensor | None = None,
         attention_mask: torch.BoolTensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        output_energies: bool = False,
-        output_energy_parts: bool = False,
-        num_steps: int | None = None,
-        tolerance: float | None = None,
         **kwargs,
     ) -> EnergyTransformerImageClassifierOutput:
         r"""
@@ -606,8 +633,9 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
             labels (`torch.Tensor` of shape `(B,)` or `(B, num_labels)`, *optional*):
                 Integers in [0, num_labels) for a cross entropy, numbers for a regression (`num_labels` 1, mean
                 squared error), (B, num_labels) zeros and ones as floats for several labels of an image.
-            attention_mask, interpolate_pos_encoding, output_hidden_states, output_attentions, output_energies,
-                output_energy_parts, num_steps, tolerance, return_dict: see [`EnergyTransformerModel`].
+            attention_mask, interpolate_pos_encoding, and in **kwargs output_hidden_states, output_attentions,
+                output_energies, output_energy_parts, num_steps, tolerance, inputs_embeds, attention_bias, generator,
+                return_dict: see [`EnergyTransformerModel`].
 
         Example:
 
@@ -622,27 +650,19 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
         [2, 10]
         ```
         """
+        _check_labels(labels, self.config)
         outputs = self.energy_transformer(
             pixel_values,
             attention_mask=attention_mask,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            output_energies=output_energies,
-            output_energy_parts=output_energy_parts,
-            num_steps=num_steps,
-            tolerance=tolerance,
             return_dict=True,
+            **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
         return EnergyTransformerImageClassifierOutput(
             loss=None if labels is None else self._loss(labels, logits, kwargs.get("num_items_in_batch")),
             logits=logits,
-            hidden_states=outputs.hidden_states,
-            energies=outputs.energies,
-            attentions=outputs.attentions,
-            energy_parts=outputs.energy_parts,
-            num_steps_taken=outputs.num_steps_taken,
+            **_records(outputs),
         )
 
 

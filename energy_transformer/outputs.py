@@ -9,18 +9,19 @@ from transformers.utils import ModelOutput
 @dataclass
 class EnergyParts(ModelOutput):
     """
-    The energies of a descent, split: each of the three sums to `energies`, the last one over its tokens and the
-    first two together.
+    The energies of a descent, split in two ways: the terms together sum to `energies`, and so do the tokens.
 
     Args:
-        attention (`torch.FloatTensor` of shape `(B, T + 1)`): energy of the attention.
-        hopfield (`torch.FloatTensor` of shape `(B, T + 1)`): energy of the Hopfield network.
+        attention (`torch.FloatTensor` of shape `(B, T + 1)`, *optional*): energy of the attention.
+        hopfield (`torch.FloatTensor` of shape `(B, T + 1)`, *optional*): energy of the Hopfield network.
+        others (`dict` of `torch.FloatTensor` of shape `(B, T + 1)`, *optional*): of other terms, by their names.
         tokens (`torch.FloatTensor` of shape `(B, T + 1, N)`):
-            Share of each token in both: as a query of the attention, and in the Hopfield network.
+            Share of each token in all terms; in the attention, as a query.
     """
 
     attention: torch.FloatTensor | None = None
     hopfield: torch.FloatTensor | None = None
+    others: dict[str, torch.FloatTensor] | None = None
     tokens: torch.FloatTensor | None = None
 
 

@@ -1,9 +1,9 @@
 """Images to patches and back. Patches stand row by row over the grid; their elements are channel first (c, h, w)."""
 
-import torch
+from torch import Tensor
 
 
-def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) to (B, N, C·ph·pw).
 
     Raises:
@@ -20,21 +20,19 @@ def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_height * patch_width)
 
 
-def unpatchify(
-    patches: torch.Tensor, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int
-) -> torch.Tensor:
+def unpatchify(patches: Tensor, patch_size: tuple[int, int], grid: tuple[int, int], num_channels: int) -> Tensor:
     """(B, N, C·ph·pw) on a grid of (rows, columns) patches to (B, C, H, W): the inverse of [`patchify`]."""
     (rows, columns), (patch_height, patch_width) = grid, patch_size
     split = patches.reshape(-1, rows, columns, num_channels, patch_height, patch_width)
     return split.permute(0, 3, 1, 4, 2, 5).reshape(-1, num_channels, rows * patch_height, columns * patch_width)
 
 
-def patch_mask_to_pixels(mask: torch.Tensor, patch_size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+def patch_mask_to_pixels(mask: Tensor, patch_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """A mask of patches (B, N) to one of pixels (B, 1, H, W)."""
     pixels = mask.unflatten(-1, grid).repeat_interleave(patch_size[0], -2).repeat_interleave(patch_size[1], -1)
     return pixels.unsqueeze(1)
 
 
-def patch_mean_and_std(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def patch_mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
     """What `norm_pix_loss` normalizes a patch with, as in ViTMAE: patches (..., L) to two tensors (..., 1)."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -8,21 +8,20 @@ from types import ModuleType
 
 import pytest
 import torch
+from blocks import without_context
 
 from energy_transformer import (
     EnergyTransformerConfig,
     EnergyTransformerForMaskedImageModeling,
     EnergyTransformerModel,
-    operators,
+    context,
 )
 from energy_transformer import attention_backends as backends
-from energy_transformer.attention_backends import (
-    chunked_attention,
-    chunked_logsumexp,
-    eager_attention,
-    eager_logsumexp,
-)
 
+eager_attention, eager_logsumexp, chunked_attention, chunked_logsumexp = (
+    without_context(getattr(backends, name))
+    for name in ("eager_attention", "eager_logsumexp", "chunked_attention", "chunked_logsumexp")
+)
 PAIRS = [(eager_attention, chunked_attention), (eager_logsumexp, chunked_logsumexp)]
 
 
@@ -85,18 +84,20 @@ def test_chunked_in_lower_precision(pair, dtype, tolerance, small_blocks):
     assert found[0].dtype == (torch.float32 if pair[1] is chunked_logsumexp else dtype)
 
 
-def test_the_operators_are_sound():
+def test_the_operator_is_sound():
     query, key = inputs((2,), 5)
     beta = torch.tensor([0.5, 0.8]).double().requires_grad_()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    for operator in (backends._attention_operator, backends._logsumexp_operator):
-        torch.library.opcheck(operator, (query, key, beta, None, None, True), test_utils=tests)
+    tokens, pairs = torch.rand(2, 5) < 0.7, torch.rand(2, 5, 5) < 0.7
+    bias = torch.randn(2, 1, 5, 5).double().requires_grad_()
+    for masks in ((None, None, None), (tokens, pairs, bias)):
+        torch.library.opcheck(backends._attention, (query, key, beta, *masks, False, True), test_utils=tests)
 
 
 @pytest.mark.parametrize("folder", ["my model (1)", "modèle", "2024.11-run"])
 def test_copies_of_the_files_run_under_any_name(folder, monkeypatch):
     """A checkpoint's code becomes modules whose names have that of its folder."""
-    for file in (operators.__file__, backends.__file__):
+    for file in (context.__file__, backends.__file__):
         name = f"transformers_modules.{folder}.{Path(file).stem}"
         spec = importlib.util.spec_from_file_location(name, file)
         copy = importlib.util.module_from_spec(spec)
@@ -105,7 +106,7 @@ def test_copies_of_the_files_run_under_any_name(folder, monkeypatch):
         spec.loader.exec_module(copy)
     query, key = inputs((2,), 5)
     for function in ("chunked_attention", "chunked_logsumexp"):
-        functions = (getattr(module, function) for module in (backends, copy))
+        functions = (without_context(getattr(module, function)) for module in (backends, copy))
         expected, found = (values_and_gradients(f, (query, key), query, key, 0.4) for f in functions)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -243,7 +244,7 @@ def test_compiles_without_graph_breaks(small_model):
 
 
 def test_export_and_compilation_are_told_apart_by_torch_2_6_as_well(small_model, monkeypatch):
-    monkeypatch.setattr(operators, "_is_exporting", operators._not_by_dynamo)
+    monkeypatch.setattr(backends, "hasattr", lambda *_: False, raising=False)  # torch.compiler has no is_exporting
     pixels, mask = torch.rand(2, 3, 16, 24), torch.rand(2, 24) < 0.5
     with torch.no_grad():
         expected = small_model(pixels, bool_masked_pos=mask).reconstruction

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from blocks import attention_weights, energy_parts
 
 from energy_transformer import (
     EnergyAttention,
@@ -75,9 +76,9 @@ def test_padding_equals_leaving_the_tokens_out(pixel_values, padding):
     layer = model.layers[0]
     state = model.embeddings(pixel_values)[:1]
     kept = state[:, padding[0]]
-    energies = [layer.energy_parts(kept)[0].sum() + layer.energy_parts(kept)[1].sum()]
+    energies = [sum(energy_parts(layer, kept)).sum()]
     for _ in range(3):
-        kept = layer(kept)
+        kept = layer(kept, 1).state
     outputs = model(pixel_values[:1], attention_mask=padding[:1], output_hidden_states=True, output_energies=True)
     torch.testing.assert_close(outputs.hidden_states[-1][:, padding[0]], kept, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(outputs.energies[0, 0], energies[0], rtol=1e-12, atol=1e-12)
@@ -176,7 +177,7 @@ def test_excluding_self_attention():
     others = torch.stack([torch.cat([scores[:, i, :i], scores[:, i, i + 1 :]], -1) for i in range(4)], 1)
     torch.testing.assert_close(attention.energy(g), -(3**0.5) * others.logsumexp(-1).sum(), rtol=1e-12, atol=1e-12)
     assert attention.energy(g[:1]) == 0 and (attention(g[:1]) == 0).all()
-    assert attention.attention_weights(g).diagonal(dim1=-2, dim2=-1).eq(0).all()
+    assert attention_weights(attention, g).diagonal(dim1=-2, dim2=-1).eq(0).all()
 
 
 @pytest.mark.parametrize("heads, head_dim", [(3, 6), (1, 40), (5, 1)])
@@ -203,7 +204,7 @@ def test_betas_of_each_head_fixed_or_learned(pixel_values, tmp_path):
     attention = learned.layers[0].attention
     alone.Wq.data, alone.Wk.data = attention.Wq.data[1:2], attention.Wk.data[1:2]
     g = torch.randn(5, 16, dtype=torch.float64)
-    torch.testing.assert_close(attention.attention_weights(g)[1], alone.attention_weights(g)[0])
+    torch.testing.assert_close(attention_weights(attention, g)[1], attention_weights(alone, g)[0])
 
 
 def test_no_cls_token(pixel_values):

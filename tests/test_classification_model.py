@@ -66,9 +66,9 @@ def test_the_mean_leaves_padding_out(pixel_values):
     mask[:, 9:] = False
     outputs = model(pixel_values, attention_mask=mask, output_hidden_states=True)
     expected = outputs.hidden_states[-1][:, 1:9].mean(1)
-    torch.testing.assert_close(model.energy_transformer._pool(outputs.hidden_states[-1], mask), expected)
+    torch.testing.assert_close(model.energy_transformer._pool(outputs.hidden_states[-1], mask, 1), expected)
     torch.testing.assert_close(
-        model.energy_transformer._pool(outputs.hidden_states[-1].masked_fill(~mask[..., None], torch.nan), mask),
+        model.energy_transformer._pool(outputs.hidden_states[-1].masked_fill(~mask[..., None], torch.nan), mask, 1),
         expected,
     )
     torch.testing.assert_close(outputs.logits, model.classifier(expected))

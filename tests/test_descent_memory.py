@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling, EnergyTransformerModel
+from energy_transformer import (
+    EnergyContext,
+    EnergyTransformerConfig,
+    EnergyTransformerForMaskedImageModeling,
+    EnergyTransformerModel,
+)
 
 
 def model_and_pixels(**options):
@@ -29,7 +34,7 @@ def test_each_image_stops_by_itself_where_the_definition_says(blocks):
         x = model.embeddings(pixels[image : image + 1])
         for layer in model.layers:
             for _ in range(40):
-                following = layer(x, None, real)
+                following = layer(x, 1, EnergyContext(real)).state
                 before, after = (layer.norm(state)[real] for state in (x, following))
                 x, taken = following, taken + 1
                 if (after - before).norm() <= 0.02 * before.norm():
@@ -43,8 +48,8 @@ def test_each_image_stops_by_itself_where_the_definition_says(blocks):
 def test_settled_images_are_not_computed():
     model, pixels = model_and_pixels()
     images = []
-    grad = model.layers[0].hopfield.grad
-    model.layers[0].hopfield.grad = lambda g: images.append(len(g)) or grad(g)
+    pull = model.layers[0].hopfield.pull
+    model.layers[0].hopfield.pull = lambda h, context: images.append(len(h)) or pull(h, context)
     taken = model(pixels, tolerance=0.02).num_steps_taken
     assert sum(images) == taken.sum() < 5 * taken.max() and images == sorted(images, reverse=True)
 

@@ -142,13 +142,15 @@ def test_call_is_the_gradient_of_the_energy(model, x):
     torch.testing.assert_close(model.forward_step(x), torch.func.grad(model.energy)(x), rtol=1e-12, atol=1e-12)
 
 
-def test_forward_ignores_other_arguments_and_takes_n_iters(model, x):
+def test_forward_takes_n_iters_and_refuses_other_arguments(model, x):
     expected = x + model.pos_embedding
     for _ in range(2):
         expected = expected - model.alpha * torch.func.grad(model.energy)(model.norm(expected))
-    torch.testing.assert_close(model(x, n_iters=2, mask=None, anything=3), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(x, n_iters=2), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model(x, 0), x + model.pos_embedding)
     torch.testing.assert_close(model(x), model(x, 4), rtol=0, atol=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'anything'"):
+        model(x, n_iters=2, anything=3)
 
 
 def test_return_energy(model, x):
@@ -246,7 +248,7 @@ def test_energy_layer_norm_in_place_of_the_layer_norm(x):
     "arguments, message",
     [
         ({"n_heads": 5}, "embed_dim must be divisible by n_heads, got embed_dim=12, n_heads=5"),
-        ({"hopfield_type": "tanh"}, "hopfield_type must be 'relu' or 'softmax', got 'tanh'"),
+        ({"hopfield_type": "tanh"}, "hopfield_type must be one of 'relu', 'softmax', got 'tanh'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):

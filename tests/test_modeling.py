@@ -218,8 +218,17 @@ def test_paper_initialization(small_config):
         ({"pixel_values": (2, 1, 16, 24)}, r"pixel_values must have shape \(B, 3, H, W\), got \(2, 1, 16, 24\)"),
         ({"pixel_values": (2, 3, 15, 24)}, "15x24 pixels are not a multiple of the patch size 4x4"),
         ({"pixel_values": (2, 3, 32, 24)}, "interpolate_pos_encoding=True"),
-        ({"bool_masked_pos": torch.ones(2, 23)}, r"bool_masked_pos must have shape .* \(2, 24\), got \(2, 23\)"),
-        ({"bool_corrupted_pos": torch.ones(2, 24)}, "bool_corrupted_pos needs bool_masked_pos"),
+        (
+            {"bool_masked_pos": torch.ones(2, 23, dtype=torch.bool)},
+            r"bool_masked_pos must have shape .* \(2, 24\), .* got \(2, 23\)",
+        ),
+        (
+            {"bool_masked_pos": torch.ones(2, 24)},
+            "bool_masked_pos must hold booleans, or the integers 0, 1 and 2, got torch",
+        ),
+        ({"bool_masked_pos": torch.full((2, 24), 255, dtype=torch.uint8)}, "integers 0, 1 and 2, got the value 255"),
+        ({"bool_masked_pos": -torch.ones(2, 24, dtype=torch.long)}, "integers 0, 1 and 2, got the value -1"),
+        ({"bool_corrupted_pos": torch.ones(2, 24, dtype=torch.bool)}, "bool_corrupted_pos needs bool_masked_pos"),
         ({"num_steps": -1}, "num_steps must be a whole number of at least 0, got -1"),
         ({"num_steps": 2.5}, "num_steps must be a whole number of at least 0, got 2.5"),
     ],
@@ -229,6 +238,12 @@ def test_bad_input_is_refused_with_the_reason(small_model, arguments, message):
     arguments["pixel_values"] = torch.zeros(arguments["pixel_values"])
     with pytest.raises(ValueError, match=message):
         small_model(**arguments)
+
+
+def test_unknown_keywords_are_refused_with_the_nearest_name(small_model):
+    for model in (small_model, small_model.energy_transformer):
+        with pytest.raises(TypeError, match=r"has no argument 'num_step'; did you mean 'num_steps'\?"):
+            model(torch.zeros(2, 3, 16, 24), num_step=2)
 
 
 def test_masking_a_model_without_a_mask_token_is_refused(small_config):

@@ -6,18 +6,19 @@ from functools import partial
 import pytest
 import reference_numbers
 import torch
+from blocks import descent_step, energy_gradient, energy_parts, token_energies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from energy_transformer import (
     BaseModernHopfield,
     EnergyAttention,
+    EnergyContext,
     EnergyLayerNorm,
     EnergyTransformerConfig,
     EnergyTransformerForMaskedImageModeling,
     SoftmaxModernHopfield,
 )
-from energy_transformer.descent import descent_step, energy_gradient, token_energies
 from energy_transformer.energies import LayerNorm
 
 reproducible = settings(
@@ -45,13 +46,17 @@ class Case:
     def block(self):
         return self.norm, self.attention, self.hopfield
 
+    @property
+    def context(self):
+        return EnergyContext(self.tokens, self.mask)
+
     def energies(self, x):
         """(B,)."""
-        return token_energies(self.norm(x), self.attention, self.hopfield, self.mask, self.tokens).sum(-1)
+        return token_energies(self.norm(x), self.attention, self.hopfield, self.context).sum(-1)
 
     def descend(self, x, steps=3, step_size=0.1):
         for _ in range(steps):
-            x = descent_step(x, *self.block, step_size, self.mask, self.tokens)
+            x = descent_step(x, *self.block, step_size, self.context)
         return x
 
 
@@ -74,6 +79,7 @@ def cases(draw, masks=("none", "pairs", "padding"), betas=SIGNED_BETAS, most=(7,
         use_bias=draw(st.sampled_from([False, True, "shared"])),
         learnable_beta=draw(st.booleans()),
         attend_to_self=draw(st.booleans()),
+        attn_implementation=draw(st.sampled_from(["auto", "eager"])),
     )
     hopfield = draw(st.sampled_from([BaseModernHopfield, SoftmaxModernHopfield]))(
         dim,
@@ -106,7 +112,7 @@ assert_close = partial(reference_numbers.assert_close, floor=1e-6)
 @reproducible
 def test_the_closed_form_is_the_gradient_of_the_energy(case):
     g = case.x.clone().requires_grad_()
-    arguments = (case.attention, case.hopfield, case.mask, case.tokens)
+    arguments = (case.attention, case.hopfield, case.context)
     (expected,) = torch.autograd.grad(token_energies(g, *arguments).sum(), g)
     assert_close(energy_gradient(g, *arguments), expected)
 
@@ -114,7 +120,7 @@ def test_the_closed_form_is_the_gradient_of_the_energy(case):
 @given(cases())
 @reproducible
 def test_the_energy_never_rises_when_the_step_is_small_enough(case):
-    """For every option that the theory covers; `descent` says which, the tests below show why not the others."""
+    """For every option that the theory covers: `docs/guarantees.md`; the tests below show why not for the others."""
     step_size = 0.1
     while step_size > 1e-9:
         states = [case.x]
@@ -139,7 +145,7 @@ def test_the_slope_along_a_step_is_never_positive(case):
 @torch.no_grad()
 def slopes(case):
     """−dᵀ J d of each token (B, N), the derivative of the energies along a step (B,), and what it is measured by."""
-    gradient = energy_gradient(case.norm(case.x), case.attention, case.hopfield, case.mask, case.tokens)
+    gradient = energy_gradient(case.norm(case.x), case.attention, case.hopfield, case.context)
     _, change = torch.func.jvp(case.norm, (case.x,), (-gradient,))
     _, slope = torch.func.jvp(case.energies, (case.x,), (-gradient,))
     return (gradient * change).sum(-1), slope, (gradient.abs() * change.abs()).sum(-1)
@@ -252,6 +258,7 @@ def test_gradients_of_first_and_second_order_in_any_case(case):
 
 
 def check_both_orders(case, fast_mode=False):
+    case.attention.attn_implementation = "eager"  # the one that differentiates twice
     modules = torch.nn.ModuleList(case.block)
     names, values = zip(*modules.named_parameters(), strict=True)
 
@@ -351,5 +358,5 @@ def test_the_energy_falls_within_each_block_of_a_model_and_jumps_between_them():
     assert (outputs.energies[:, 5] > outputs.energies[:, 4]).all(), "weaker memories, at the same tokens"
     for block, layer in enumerate(model.energy_transformer.layers):
         states = outputs.hidden_states[5 * block : 5 * block + 6]
-        energies = torch.stack([sum(layer.energy_parts(state)).sum(-1) for state in states])
+        energies = torch.stack([sum(energy_parts(layer, state)).sum(-1) for state in states])
         assert (energies.diff(dim=0) < 0).all()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from blocks import energy_gradient, token_energies
 from reference_numbers import (
     FLAX_NAMES,
     assert_close,
@@ -23,7 +24,6 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
     SoftmaxModernHopfield,
 )
-from energy_transformer.descent import energy_gradient, token_energies
 from energy_transformer.patches import patchify, unpatchify
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from blocks import energy_gradient, make_block, token_energies
 from reference_numbers import (
     PLAINDICT_NAMES,
     assert_close,
@@ -14,35 +15,27 @@ from reference_numbers import (
     under,
 )
 
-from energy_transformer import EnergyAttention, EnergyLayerNorm, EnergyTransformerForMaskedImageModeling
-from energy_transformer.descent import descent_step, energy_gradient, token_energies
+from energy_transformer import EnergyAttention, EnergyLayerNorm, EnergyTransformerForMaskedImageModeling, Record
 from energy_transformer.energies import BaseModernHopfield
 from energy_transformer.patches import patch_mask_to_pixels, patchify
 
 WEIGHTS = {"Wq": "attention.Wq", "Wk": "attention.Wk", "Xi": "hopfield.W", "gamma": "norm.gamma", "delta": "norm.delta"}
 
 
-def block(reference, dtype):
-    """The norm, the attention and the Hopfield network, in the order of the descent's arguments."""
+def block(reference, dtype, step_size=0.1):
+    """The block with the weights of the file."""
     heads, head_dim, dim = reference["Wq"].shape
-    module = torch.nn.ModuleDict(
-        {
-            "norm": EnergyLayerNorm(dim),
-            "attention": EnergyAttention(dim, heads, head_dim=head_dim, learnable_beta=False),
-            "hopfield": BaseModernHopfield(dim, reference["Xi"].shape[1], learnable_beta=False),
-        }
-    ).to(dtype)
+    attention = EnergyAttention(dim, heads, head_dim=head_dim, learnable_beta=False)
+    hopfield = BaseModernHopfield(dim, reference["Xi"].shape[1], learnable_beta=False)
+    module = make_block(EnergyLayerNorm(dim), attention, hopfield, step_size).to(dtype)
     copy_parameters(module, {name: reference[key] for key, name in WEIGHTS.items()})
     return module
 
 
-def descend(module, x, steps, step_size):
-    """States and energies, (steps + 1, …)."""
-    states, energies = [x], [token_energies(module.norm(x), module.attention, module.hopfield).sum()]
-    for _ in range(steps):
-        states.append(descent_step(states[-1], *module.values(), step_size))
-        energies.append(token_energies(module.norm(states[-1]), module.attention, module.hopfield).sum())
-    return torch.stack(states), torch.stack(energies)
+def descend(module, x, steps):
+    """States and energies, (steps + 1, …), of tokens x (N, D)."""
+    found = module(x, steps, record=Record(states=range(steps + 1), energies=True))
+    return torch.stack(found.states), sum(found.energies.values()).sum(-1)
 
 
 @in_both_precisions
@@ -70,9 +63,9 @@ def test_energy_of_the_norm():
 @in_both_precisions
 def test_descent_and_loss_gradients(dtype):
     reference = load("jax_equinox_block.npz")
-    module = block(reference, dtype)
+    module = block(reference, dtype, reference["alpha"].item())
     x = torch.nn.Parameter(reference["x"].to(dtype))
-    states, energies = descend(module, x, int(reference["steps"]), reference["alpha"].item())
+    states, energies = descend(module, x, int(reference["steps"]))
     assert_close(states, reference["tokens"])
     assert_close(energies, reference["energies"])
     loss = states[-1].square().mean()
@@ -87,9 +80,8 @@ def test_descent_and_loss_gradients(dtype):
 @in_both_precisions
 def test_long_descent(dtype):
     reference = load("jax_equinox_long_descent.npz")
-    module = block(reference, dtype)
-    steps, step_size = int(reference["steps"]), reference["alpha"].item()
-    states, energies = descend(module, reference["x"].to(dtype), steps, step_size)
+    module = block(reference, dtype, reference["alpha"].item())
+    states, energies = descend(module, reference["x"].to(dtype), int(reference["steps"]))
     assert_close(energies[:-1], reference["energies"])
     assert_close(states[-1], reference["final_tokens"])
     assert dtype == torch.float32 or (energies.diff() < 0).all()
@@ -131,9 +123,9 @@ def test_component_norm_and_weight_gradients(dtype):
 @pytest.mark.parametrize("name", ["eqx_descent", "eqx_descent_default_init"])
 def test_descents(dtype, name):
     reference = load(f"more/{name}.npz")
-    module = block(reference, dtype)
+    module = block(reference, dtype, reference["config"]["alpha"])
     x = torch.nn.Parameter(reference["x0"].to(dtype))
-    states, energies = descend(module, x, reference["config"]["steps"], reference["config"]["alpha"])
+    states, energies = descend(module, x, reference["config"]["steps"])
     assert_close(states, reference["tokens"])
     assert_close(energies, reference["energies"])
     gradients = energy_gradient(module.norm(states[:-1]), module.attention, module.hopfield)

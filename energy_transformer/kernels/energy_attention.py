@@ -7,7 +7,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ..attention_backends import AttentionTerms
 from . import triton_kernels as kernels
 
 MAX_HEAD_WIDTH = 128
@@ -21,7 +20,7 @@ def triton_attention(
     mask: Tensor | None = None,
     tokens: Tensor | None = None,
     attend_to_self: bool = True,
-) -> AttentionTerms:
+) -> tuple[Tensor, Tensor]:
     """A k and Aᵀ q, with A = softmax over the rows of β q kᵀ, in memory that grows linearly with N.
 
     Args:
@@ -34,7 +33,7 @@ def triton_attention(
         attend_to_self: False leaves the diagonal out.
 
     Returns:
-        [`AttentionTerms`] in the dtype of the queries; zero for a row without any allowed column. Products are
+        `A k` and `Aᵀ q` in the dtype of the queries; zero for a row without any allowed column. Products are
         accumulated in float32. Those of float32 inputs are computed in TF32 where torch allows it
         (`torch.backends.cuda.matmul.allow_tf32`), otherwise as the sum of three TF32 products, whose error is near
         that of float32.
@@ -45,7 +44,7 @@ def triton_attention(
     """
     arguments = _check(query, key, beta, mask, tokens)
     by_keys, by_queries, _ = attention_operator(*arguments, attend_to_self)
-    return AttentionTerms(by_keys.reshape(query.shape), by_queries.reshape(query.shape))
+    return by_keys.reshape(query.shape), by_queries.reshape(query.shape)
 
 
 def triton_logsumexp(

@@ -10,8 +10,8 @@ from .arguments import CommonArguments
 
 
 def is_decayed(name: str, parameter: torch.nn.Parameter) -> bool:
-    """Weight matrices and memories are; biases, norms, betas, tokens and positions are not."""
-    return parameter.ndim >= 2 and not name.endswith(("_token", "position_embeddings", ".bq", ".bk"))
+    """Weight matrices and memories are; biases, norms, betas, step sizes, tokens and positions are not."""
+    return parameter.ndim >= 2 and not name.endswith(("_token", "position_embeddings", ".bq", ".bk", ".step_size"))
 
 
 def layer_depth(name: str, num_layers: int) -> int:

@@ -14,6 +14,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import ModelOutput, output_capturing
 
 from energy_transformer import (
+    EnergyBlock,
     EnergyTransformerConfig,
     EnergyTransformerForImageClassification,
     EnergyTransformerForMaskedImageModeling,
@@ -75,7 +76,7 @@ def booleans_as_integers(module, args, output):
 
     if isinstance(output, ModelOutput):
         return type(output)(**{name: convert(value) for name, value in output.items()})
-    return tuple(map(convert, output)) if isinstance(output, tuple) else convert(output)
+    return tuple(map(convert, output)) if type(output) is tuple else convert(output)
 
 
 class EnergyTransformerModelTest(ModelTesterMixin, unittest.TestCase):
@@ -124,6 +125,52 @@ class EnergyTransformerModelTest(ModelTesterMixin, unittest.TestCase):
             super().test_model_outputs_equivalence()
         finally:
             hook.remove()
+
+    test_inputs_embeds = None  # the suite's needs token ids, as the next one does in the suite
+
+    @torch.no_grad()
+    def test_inputs_embeds_matches_input_ids(self):
+        """The suite embeds the ids of a text: here it is the pixels that are embedded."""
+        model = EnergyTransformerModel(self.model_tester.get_config()).eval()
+        _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        found, expected = model(inputs_embeds=model.embeddings(**inputs)), model(**inputs)
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+
+    def test_gradient_checkpointing_enable_disable(self):
+        """The suite wants a `GradientCheckpointingLayer`, which checkpoints a whole call: blocks do each step."""
+        for model_class in self.all_model_classes:
+            model = model_class(self.model_tester.get_config())
+            blocks = [module for module in model.modules() if isinstance(module, EnergyBlock)]
+            self.assertTrue(blocks)
+            self.assertFalse(model.is_gradient_checkpointing)
+            for switch, state in (
+                (model.gradient_checkpointing_enable, True),
+                (model.gradient_checkpointing_disable, False),
+            ):
+                switch()
+                self.assertEqual(model.is_gradient_checkpointing, state)
+                self.assertEqual({block.gradient_checkpointing for block in blocks}, {state})
+
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
+        """The suite counts the runs of a layer that is checkpointed as a whole; here each step runs a second time."""
+        for model_class in self.all_model_classes[1:]:
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            inputs = self._prepare_for_class(inputs, model_class, return_labels=True)
+            runs, gradients = [], []
+            for enabled in (False, True):
+                torch.manual_seed(0)
+                model = model_class(config).train()
+                if enabled:
+                    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+                calls = []
+                for block in model.base_model.layers:
+                    block.norm.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+                model(**inputs).loss.backward()
+                runs.append(len(calls))
+                gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+            self.assertEqual(runs[1] - runs[0], sum(config.steps_of_blocks))
+            self.assertFalse([name for name, gradient in gradients[0].items() if gradient is None])
+            torch.testing.assert_close(gradients[1], gradients[0])
 
     def test_can_capture_specific_layers_hidden_states(self):
         if not hasattr(output_capturing, "selected_hidden_states"):
@@ -181,10 +228,17 @@ class PipelineTest(PipelineTesterMixin, unittest.TestCase):
         self.run_task_tests(task="image-feature-extraction", dtype="float16")
 
 
+class OverfitTester(EnergyTransformerModelTester):
+    def get_config(self):
+        config = super().get_config()
+        config.vocab_size = None  # the mixin reads it
+        return config
+
+
 class OverfitTest(TrainingTesterMixin):
     """The mixin has one loop for all models but makes batches of text only; its hook for these returns images here."""
 
-    model_tester = EnergyTransformerModelTester(None, initialization="scaled", vocab_size=None)
+    model_tester = OverfitTester(None, initialization="scaled")
 
     def _get_model_modality(self):
         return "text"

@@ -4,13 +4,13 @@ Hoover et al. 2023 (arXiv 2302.07253), equation 7. Shapes: B any leading axes, N
 
 When the energy is sure to fall. To first order a step changes it by −α dᵀ J d, with d = ∂E/∂g and J = ∂g/∂x. With
 [`EnergyLayerNorm`], J is the Hessian of the Lagrangian, symmetric and positive semidefinite for γ > 0 (and
-regularization λ ≥ 0), so that the energy never rises when the step is small enough, for every kind of attention and
+regularisation λ ≥ 0), so that the energy never rises when the step is small enough, for every kind of attention and
 Hopfield energy, bias, mask and β ≠ 0, learned or not and even negative. It is not covered when
 - the norm is `torch.nn.LayerNorm`: J = diag(w) H is not symmetric unless all gains w are equal, and dᵀ J d can be
   negative (equal positive gains are covered, negative ones turn the descent into an ascent, as γ < 0 does);
 - the step is not small for the curvature of the energy, or the rounding of half precision is larger than the fall;
 - several blocks follow one another: the energy falls within each, and jumps from one to the next.
-The energy of the *raw* tokens x, which LumenPallidium reports, has no such guarantee.
+The energy of the *raw* tokens x, which the seed reports, has no such guarantee.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def energy_gradient(
     weights: torch.Tensor | None = None,
     attn_implementation: str | None = None,
 ) -> torch.Tensor:
-    """Gradient (..., N, D) of the attention energy plus the Hopfield energy at the normalized tokens g.
+    """Gradient (..., N, D) of the attention energy plus the Hopfield energy at the normalised tokens g.
 
     Args:
         mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*):
@@ -76,7 +76,7 @@ def token_energies(
     mask: torch.Tensor | None = None,
     tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Energy of each token, (..., N), at the normalized tokens g: the quantity that the descent lowers.
+    """Energy of each token, (..., N), at the normalised tokens g: the quantity that the descent lowers.
 
     Arguments as for [`energy_gradient`].
     """
@@ -111,7 +111,7 @@ def descend_until_settled(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At most `num_steps` steps of each image x (B, N, D), which leaves the batch when its result has settled.
 
-    It has when a step changes its normalized tokens g by at most `tolerance` times their length, |g' − g| ≤ τ|g| over
+    It has when a step changes its normalised tokens g by at most `tolerance` times their length, |g' − g| ≤ τ|g| over
     all tokens that are no padding. The raw tokens have no fixed point: their norm grows with every step.
 
     Args:

@@ -1,0 +1,204 @@
+"""Energy terms of a user's own, from registration to a checkpoint that opens elsewhere."""
+
+import copy
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from masked_images import images, run, some_mask
+from minimal_environment import build_minimal_environment
+from quartic_memories import QuarticMemories
+from safetensors.torch import load_file, save_file
+from training_runs import build
+from transformers import AutoModelForMaskedImageModeling
+
+from energy_transformer import (
+    EnergyBlock,
+    EnergyContext,
+    EnergyLayerNorm,
+    EnergyTerm,
+    EnergyTransformerConfig,
+    EnergyTransformerForMaskedImageModeling,
+    Update,
+    register_energy_term,
+)
+from energy_transformer.energies import ENERGY_TERMS, BaseModernHopfield, EnergyAttention, SoftmaxModernHopfield
+
+
+def with_terms(small_config, *terms):
+    torch.manual_seed(0)
+    config = EnergyTransformerConfig(**small_config.to_dict() | {"energy_terms": list(terms)})
+    return EnergyTransformerForMaskedImageModeling(config).eval()
+
+
+def shipped_terms():
+    torch.manual_seed(0)
+    terms = {
+        "attention": EnergyAttention(12, 3, scale=0.5, use_bias=True),
+        "attention of fixed betas": EnergyAttention(12, 2, [0.3, 2.0], 0.5, head_dim=5, learnable_beta=False),
+        "relu": BaseModernHopfield(12, 20, scale=0.5, bias=True),
+        "relu, bias before beta": BaseModernHopfield(12, 20, scale=0.5, bias="before_beta"),
+        "softmax": SoftmaxModernHopfield(12, 20, beta=1.5, scale=0.5, bias=True),
+    }
+    for term in terms.values():
+        for name, parameter in term.named_parameters():
+            if name.endswith(("bq", "bk", "bias", "beta")):
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return {name: term.double() for name, term in terms.items()}
+
+
+@pytest.mark.parametrize("name", shipped_terms())
+def test_closed_forms_are_derivatives_of_the_potentials(name):
+    """With every kind of mask and a bias of the scores; and what the block computes is what the term says."""
+    term, g = shipped_terms()[name], torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(1)
+    pairs, tokens = torch.rand(2, 7, 7, generator=generator) < 0.7, torch.rand(2, 7, generator=generator) < 0.8
+    bias = torch.randn(2, 1, 7, 7, dtype=torch.float64, generator=generator)
+    for context in (EnergyContext(), EnergyContext(tokens, pairs, bias, causal=True)):
+        (expected,) = torch.autograd.grad(term.energy(g, context), g)
+        torch.testing.assert_close(term(g, context), expected, rtol=1e-11, atol=1e-12)
+        h = term.project(g)
+        by_autograd = EnergyTerm.pull(term, h, context, **term.constants())
+        torch.testing.assert_close(term.pull(h, context, **term.constants()), by_autograd, rtol=1e-11, atol=1e-12)
+
+
+class ByAutograd(QuarticMemories):
+    """The same energy, whose pull is not overridden."""
+
+
+class InClosedForm(QuarticMemories):
+    def pull(self, h, context):
+        return h.relu().pow(3)
+
+
+def block_of(cls, **options):
+    torch.manual_seed(0)
+    terms = {"attention": EnergyAttention(12, 3, scale=0.5), "own": cls(12)}
+    return EnergyBlock(terms, EnergyLayerNorm(12), Update(0.3), **options).double()
+
+
+@pytest.mark.parametrize("descent_gradient", ["normalized", "state"])
+@pytest.mark.parametrize("way", ["plain", "no_grad", "inference_mode", "fullgraph", "checkpointed", "second order"])
+def test_the_automatic_pull_serves_everywhere(way, descent_gradient):
+    """As the closed form does, in values, gradients and second derivatives."""
+    results = []
+    for cls in (ByAutograd, InClosedForm):
+        block = block_of(cls, descent_gradient=descent_gradient)
+        x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        if way in ("no_grad", "inference_mode"):
+            with torch.no_grad() if way == "no_grad" else torch.inference_mode():
+                results.append([block(x, 4).state])
+            continue
+        block.gradient_checkpointing = way == "checkpointed"
+        block.attention.attn_implementation = "eager" if way == "second order" else "auto"
+        x.requires_grad_()
+        function = torch.compile(block, fullgraph=True, backend="aot_eager") if way == "fullgraph" else block
+        state = function(x, 4).state
+        inputs = [x, *block.parameters()]
+        gradients = torch.autograd.grad(state.square().sum(), inputs, create_graph=way == "second order")
+        if way == "second order":
+            gradients = torch.autograd.grad(gradients[0].square().sum(), inputs)
+        results.append([state, *gradients])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_same_name_twice_with_options(small_config):
+    model = with_terms(small_config, "attention", "hopfield", {"name": "hopfield", "hidden_dim": 7})
+    layer = model.energy_transformer.layers[0]
+    assert layer.hopfield.W.shape == (32, 48) and layer.hopfield_2.W.shape == (32, 7)
+    parts = model(images(), bool_masked_pos=some_mask(), output_energy_parts=True).energy_parts
+    total = parts.attention + parts.hopfield + parts.others["hopfield_2"]
+    torch.testing.assert_close(total, parts.tokens.sum(-1))
+
+
+def test_a_checkpoint_opens_where_the_term_is_registered_and_only_there(small_config, tmp_path):
+    model = with_terms(small_config, "attention", {"name": "quartic", "memories": 9})
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
+    assert torch.equal(run(again).reconstruction, run(model).reconstruction)
+    del ENERGY_TERMS["quartic"]
+    try:
+        with pytest.raises(ValueError, match=r"'quartic', which is not registered.*register_energy_term\('quartic'\)"):
+            AutoModelForMaskedImageModeling.from_pretrained(tmp_path)
+    finally:
+        ENERGY_TERMS["quartic"] = QuarticMemories
+
+
+OPEN = """
+import importlib.util, sys
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedImageModeling
+assert importlib.util.find_spec("energy_transformer") is None and importlib.util.find_spec("quartic_memories") is None
+example = load_file(sys.argv[2])
+for folder in (sys.argv[1], sys.argv[3]):
+    model = AutoModelForMaskedImageModeling.from_pretrained(folder, trust_remote_code=True)
+    outputs = model(example["images"], bool_masked_pos=example["mask"], output_energies=True)
+    print((outputs.reconstruction - example["reconstruction"]).abs().max().item())
+    model.save_pretrained(sys.argv[3])
+"""
+
+
+def test_the_term_travels_with_its_checkpoint(small_config, tmp_path):
+    """To a process without this package and without the user's file; and from there, saved once more, on again."""
+    model = with_terms(small_config, "attention", "hopfield", {"name": "quartic", "memories": 9})
+    model.save_pretrained(tmp_path / "model")
+    example = {"images": images(), "mask": some_mask(), "reconstruction": run(model).reconstruction}
+    save_file(example, tmp_path / "example.safetensors")
+    python = build_minimal_environment(sys.executable, tmp_path / "environment")
+    folders = tmp_path / "model", tmp_path / "example.safetensors", tmp_path / "again"
+    found = subprocess.run([python, "-c", OPEN, *folders], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert max(map(float, found.stdout.split())) < 1e-5
+
+
+def test_a_term_of_a_program_cannot_travel(small_config, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    cls = type("OfAProgram", (QuarticMemories,), {"__module__": "__main__"})
+    register_energy_term("of_a_program")(cls)
+    try:
+        with_terms(small_config, "attention", "of_a_program").save_pretrained(tmp_path)
+    finally:
+        del ENERGY_TERMS["of_a_program"]
+    assert "the energy term 'of_a_program' is defined in __main__, whose code cannot be saved" in caplog.text
+
+
+def test_what_cannot_be_registered():
+    with pytest.raises(ValueError, match="'hopfield' is BaseModernHopfield already"):
+        register_energy_term("hopfield")(QuarticMemories)
+    with pytest.raises(TypeError, match="takes a subclass of EnergyTerm"):
+        register_energy_term("linear")(torch.nn.Linear)
+    register_energy_term("quartic")(copy.copy(QuarticMemories))  # the same class once more, as a notebook does
+    with pytest.raises(ValueError, match="needs at least one term"):
+        EnergyBlock({}, EnergyLayerNorm(4), Update(0.1))
+    block = EnergyBlock({"own": EnergyTerm()}, EnergyLayerNorm(4), Update(0.1))
+    with pytest.raises(NotImplementedError, match="EnergyTerm has to define projection"):
+        block(torch.zeros(1, 2, 4), 1)
+
+
+DEMO_TERMS = 'config_overrides=energy_terms=["attention",{"name":"quartic","memories":256}]'
+
+
+def test_a_new_energy_learns_by_the_demo_recipe(tmp_path):
+    """In a twelfth of its steps to below the mean color; stopped, resumed, compiled and loaded again."""
+    words = [f"--{DEMO_TERMS},hidden_size=64,head_dim=32,num_steps=3", "--max_train_samples=3000"]
+    words += ["--max_eval_samples=128", "--per_device_train_batch_size=16", "--logging_steps=100"]
+    whole = build(
+        tmp_path / "whole", *words, "--max_train_steps=640", "--checkpointing_steps=480", "--warmup_ratio=0.04"
+    ).run()
+    assert whole["eval_ratio_to_mean_color"] < 0.9
+    (tmp_path / "resumed").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-480", tmp_path / "resumed" / "checkpoint-480")
+    build(
+        tmp_path / "resumed", *words, "--max_train_steps=640", "--warmup_ratio=0.04", "--resume_from_checkpoint=latest"
+    ).run()
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+    model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "whole").eval()
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(pixels).reconstruction
+    torch.testing.assert_close(compiled, model(pixels).reconstruction, rtol=1e-4, atol=1e-5)
