@@ -9,7 +9,6 @@ from PIL import Image
 from energy_transformer.data import (
     ImageTensors,
     denormalize,
-    load_image,
     load_image_datasets,
     normalize,
     resize_to_tensor,
@@ -145,12 +144,6 @@ def test_one_image_cannot_be_split(tmp_path):
 def test_a_share_that_leaves_nothing_to_train_on(tmp_path):
     with pytest.raises(UserError, match=r"train_val_split 0\.9 of 2 images leaves none to train on"):
         load_image_datasets(train_dir=str(write_crops(tmp_path / "train", 2)), train_val_split=0.9)
-
-
-def test_more_than_8_bits_are_refused(tmp_path):
-    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "deep.png")
-    with pytest.raises(UserError, match=r"cannot read the image .*deep\.png: it has more than 8 bits a channel"):
-        load_image({"path": str(tmp_path / "deep.png")}, 3, "")
 
 
 def test_some_images_are_drawn_with_the_seed():

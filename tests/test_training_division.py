@@ -37,7 +37,8 @@ def test_an_iteration_begins_at_any_step():
 
 def test_each_epoch_is_a_permutation_of_its_own():
     order = [index for images in steps(5, 1, 2, count=10) for index in images]
-    assert sorted(order[:50]) == sorted(order[50:]) == list(range(50))
+    assert sorted(order[:50]) == list(range(50)) and sorted(order[50:]) == list(range(50, 100))
+    assert order[:50] != [index - 50 for index in order[50:]]
     assert order[:50] != order[50:]
     assert torch.tensor(order[:50]).diff().abs().float().mean() > 8, "shuffled"
 

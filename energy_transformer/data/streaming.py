@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
 from ..utils.errors import UserError
-from .decoding import decode_image
+from .decoding import ImageDecoder
 from .images import NAMED, OnBrokenImage
-from .pixels import with_bytes
+from .pixels import MAX_IMAGE_PIXELS, with_bytes
 
 _ROWS = 32  # read at a time
 
@@ -54,6 +54,8 @@ class ImageStream(IterableDataset):
         seed: decides the order.
         on_broken_image: "skip" or "error".
         process, num_processes: which part of the stream is read.
+        max_image_pixels: an image of more is broken.
+        crop, draft: see [`decoding.ImageDecoder`].
 
     Raises:
         UserError: for a broken image, if `on_broken_image` is "error"; when the stream cannot be read, or a reader
@@ -72,11 +74,15 @@ class ImageStream(IterableDataset):
         on_broken_image: OnBrokenImage = "skip",
         process: int = 0,
         num_processes: int = 1,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        crop: tuple[float, float] | None = None,
+        draft: bool = False,
     ):
         columns = [image_column] if label_column is None else [image_column, label_column]
         self.stream = stream.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
         self.image_column, self.label_column = image_column, label_column
-        self.processor = processor
+        self.is_cropped = crop is not None
+        self._decode = ImageDecoder(processor, max_image_pixels, crop, draft)
         self.batch_size, self.buffer_size = batch_size, buffer_size
         self.seed = seed
         self.on_broken_image = on_broken_image
@@ -95,7 +101,8 @@ class ImageStream(IterableDataset):
         last_good = self.places[worker].epoch
         for place, row in self._shuffled(self.places[worker], reader, num_readers):
             try:
-                images.append(decode_image(row[self.image_column], self.processor, f"in epoch {place.epoch}"))
+                key = (self.seed, reader, *vars(place).values())
+                images.append(self._decode(row[self.image_column], f"in epoch {place.epoch}", key))
             except UserError as error:
                 if self.on_broken_image == "error":
                     raise

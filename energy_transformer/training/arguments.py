@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from ..data.pixels import MAX_IMAGE_PIXELS
 from ..utils.command_line import OneLineErrors
 from ..utils.errors import UserError
 
@@ -44,6 +45,7 @@ _COMMON_RULES: list[_Rule] = [
             "sample_steps",
             "shuffle_buffer_size",
             "ddp_timeout",
+            "max_image_pixels",
         ),
         lambda value: value >= 1,
         "be at least 1",
@@ -101,7 +103,10 @@ class CommonArguments:
     max_train_samples: int | None = _option(None, "Use only so many training images.")
     max_eval_samples: int | None = _option(None, "Use only so many images for evaluation.")
     dataloader_num_workers: int = _option(0, "Processes that decode images where they are not decoded once.")
-    max_cached_bytes: int = _option(2**32, "Decode images once to a file in the datasets cache if it is no larger.")
+    max_cached_bytes: int = _option(
+        2**32, "Decode images once where they fit into so much of the datasets cache, beside those of other runs."
+    )
+    max_image_pixels: int = _option(MAX_IMAGE_PIXELS, "An image of more pixels counts as broken, and is not decoded.")
     on_broken_image: Literal["skip", "error"] = _option("skip", "Pass over broken images and count them, or stop.")
     streaming: bool = _option(False, "Read training images front to back: for what does not fit. Give max_train_steps.")
     shuffle_buffer_size: int = _option(1000, "Images that each worker shuffles at a time when streaming.")

@@ -71,8 +71,14 @@ def _build_loader(args: EvaluationArguments, accelerator: Accelerator, processor
             seed=args.seed,
             **limit,
         )
-        workers = args.dataloader_num_workers
-        images = ImageTensors(splits[args.split], column, processor, check=True, num_workers=workers)
+        images = ImageTensors(
+            splits[args.split],
+            column,
+            processor,
+            check=True,
+            num_workers=args.dataloader_num_workers,
+            max_image_pixels=args.max_image_pixels,
+        )
     return build_eval_loader(images, args)
 
 

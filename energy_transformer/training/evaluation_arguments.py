@@ -22,6 +22,7 @@ _SHARED = (
     "train_val_split",
     "max_eval_samples",
     "dataloader_num_workers",
+    "max_image_pixels",
     "per_device_eval_batch_size",
     "cpu",
 )

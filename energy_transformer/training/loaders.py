@@ -123,7 +123,13 @@ def image_tensors(
     args: CommonArguments,
 ) -> tuple[ImageTensors | ImageStream, ImageTensors]:
     """The training and the held-out images; reports those found broken."""
-    options: dict[str, Any] = {"label_column": label_column, "on_broken_image": args.on_broken_image}
+    options: dict[str, Any] = {
+        "label_column": label_column,
+        "on_broken_image": args.on_broken_image,
+        "max_image_pixels": args.max_image_pixels,
+    }
+    crop = None if args.random_resized_crop is None else tuple(args.random_resized_crop)
+    training: dict[str, Any] = {"crop": crop, "draft": True, "seed": args.seed}
     decoding = {"max_cached_bytes": args.max_cached_bytes, "num_workers": args.dataloader_num_workers}
     held_out = ImageTensors(splits["validation"], image_column, processor, check=True, **decoding, **options)
     train: ImageTensors | ImageStream
@@ -135,13 +141,13 @@ def image_tensors(
             processor,
             args.per_device_train_batch_size,
             buffer_size=args.shuffle_buffer_size,
-            seed=args.seed,
             process=state.process_index,
             num_processes=state.num_processes,
+            **training,
             **options,
         )
     else:
-        train = ImageTensors(splits["train"], image_column, processor, **decoding, **options)
+        train = ImageTensors(splits["train"], image_column, processor, **training, **decoding, **options)
     for name, images in (("training", train), ("evaluation", held_out)):
         count, reasons = images.broken_images()
         if count:

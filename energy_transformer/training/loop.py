@@ -15,7 +15,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -286,6 +286,8 @@ class Training(ABC):
             train_images, self.eval_images = image_tensors(
                 splits, image_column, label_column, self.processor, self.args
             )
+        if train_images.is_cropped:
+            self.augment = replace(self.augment, random_resized_crop=None)
         self.train_samples = None if self.args.streaming else len(train_images)
         self.known_broken_images = train_images.broken_images()[0]
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
