@@ -170,7 +170,7 @@ def test_files_that_are_no_data(tmp_path):
 
 def test_a_dataset_without_images(tmp_path):
     datasets.Dataset.from_dict({"text": ["a", "b", "c"]}).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"no column with images; .* the columns are text \(Value\)"):
+    with pytest.raises(UserError, match=r"no column with images; .* the columns are text \(string\)"):
         load_image_datasets(train_dir=str(tmp_path), train_val_split=0.4)
 
 
