@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 import zlib
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import transformers
 from filelock import FileLock
 
 from ..utils.errors import UserError
+from ..utils.files import atomic_path
 from .decoding import Decoder
 
 logger = logging.getLogger(__name__)
@@ -189,8 +190,8 @@ class _Store:
         return True
 
     def _write(self, digests: np.ndarray, rows: list[int], num_workers: int) -> None:
-        temporary = Path(tempfile.mkdtemp(prefix=".", dir=self.root))
-        try:
+        with atomic_path(self.root / f"{self.key}-{uuid.uuid4().hex[:8]}") as temporary:
+            temporary.mkdir()
             entries: list[tuple[bytes, int, int]] = []
             written = 0
             with open(temporary / _PIXELS, "wb") as file:
@@ -205,6 +206,3 @@ class _Store:
                         entries.append((digest, written, zlib.crc32(data)))
                         written += 1
             np.save(temporary / _INDEX, np.array(entries, dtype=_ENTRY))
-            temporary.rename(self.root / f"{self.key}-{temporary.name[1:]}")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
