@@ -23,7 +23,8 @@ def main(argv: list[str]) -> None:
         print(f"held-out accuracy over {results['eval_samples']} images:")
         print(f"  model                        {results['eval_accuracy']:.4f}")
         print(f"  majority label               {results['eval_majority_accuracy']:.4f}")
-        print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
+        if "eval_pixel_probe_accuracy" in results:
+            print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from transformers.image_processing_backends import PilBackend
 from ..utils.errors import UserError
 from .decoded_cache import decode_once
 from .decoding import Decoder, ImageDecoder, find_broken
+from .labels import Labels
 from .pixels import MAX_IMAGE_PIXELS
 
 OnBrokenImage = Literal["skip", "error"]
@@ -32,7 +33,7 @@ class ImageTensors(Dataset):
         split: a `datasets.Dataset`.
         image_column: its column of images.
         processor: from `image_processing.build_image_processor`.
-        label_column: its column of labels, numbers or lists of numbers of one length.
+        label_column: its column of labels, numbers or lists of numbers of one length; or its [`labels.Labels`].
         max_cached_bytes: what all images decoded once may take, those of other runs as well; 4 GiB by default.
         on_broken_image: "skip" as above, or "error".
         check: look for broken images beforehand also where they are not decoded once, as an evaluation must.
@@ -52,7 +53,7 @@ class ImageTensors(Dataset):
         split: datasets.Dataset,
         image_column: str,
         processor: PilBackend,
-        label_column: str | None = None,
+        label_column: str | Labels | None = None,
         max_cached_bytes: int = 2**32,
         on_broken_image: OnBrokenImage = "skip",
         check: bool = False,
@@ -83,7 +84,11 @@ class ImageTensors(Dataset):
             raise UserError(self._reason(int(broken.nonzero()[0])))
         if not len(self._rows):
             raise self._nothing_readable()
-        self._labels = None if label_column is None else torch.tensor(split[label_column][:])
+        self._labels = None
+        if isinstance(label_column, Labels):
+            self._labels = label_column.numbers(split)
+        elif label_column is not None:
+            self._labels = torch.tensor(split[label_column][:])
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -23,6 +23,7 @@ from transformers.image_processing_backends import PilBackend
 from ..utils.errors import UserError
 from .decoding import ImageDecoder
 from .images import NAMED, OnBrokenImage
+from .labels import Labels
 from .pixels import MAX_IMAGE_PIXELS, with_bytes
 
 _ROWS = 32  # read at a time
@@ -49,7 +50,7 @@ class ImageStream(IterableDataset):
         image_column: its column of images.
         processor: from `image_processing.build_image_processor`.
         batch_size: images of a batch.
-        label_column: its column of labels.
+        label_column: its column of labels, numbers; or its [`labels.Labels`].
         buffer_size: rows that a reader shuffles at a time; it holds so many undecoded images in memory.
         seed: decides the order.
         on_broken_image: "skip" or "error".
@@ -68,7 +69,7 @@ class ImageStream(IterableDataset):
         image_column: str,
         processor: PilBackend,
         batch_size: int,
-        label_column: str | None = None,
+        label_column: str | Labels | None = None,
         buffer_size: int = 1000,
         seed: int = 0,
         on_broken_image: OnBrokenImage = "skip",
@@ -78,9 +79,11 @@ class ImageStream(IterableDataset):
         crop: tuple[float, float] | None = None,
         draft: bool = False,
     ):
-        columns = [image_column] if label_column is None else [image_column, label_column]
+        self.labels = label_column if isinstance(label_column, Labels) else None
+        column = label_column.column if isinstance(label_column, Labels) else label_column
+        columns = [image_column] if column is None else [image_column, column]
         self.stream = stream.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
-        self.image_column, self.label_column = image_column, label_column
+        self.image_column, self.label_column = image_column, column
         self.is_cropped = crop is not None
         self._decode = ImageDecoder(processor, max_image_pixels, crop, draft)
         self.batch_size, self.buffer_size = batch_size, buffer_size
@@ -112,13 +115,16 @@ class ImageStream(IterableDataset):
                 continue
             last_good = place.epoch
             if self.label_column:
-                labels.append(row[self.label_column])
+                labels.append(self._label(row[self.label_column]))
             if len(images) == self.batch_size:
                 batch = {"image": torch.stack(images)}
                 if self.label_column:
                     batch["label"] = torch.tensor(labels)
                 yield batch, place, broken
                 images, labels, broken = [], [], []
+
+    def _label(self, value: Any) -> int:
+        return self.labels.number(value, self.stream.features[self.label_column]) if self.labels else value
 
     def broken_images(self) -> tuple[int, list[str]]:
         """How often a broken image was passed over, and what is wrong with the first few."""

@@ -12,10 +12,11 @@ from transformers.utils import ModelOutput
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import denormalize, normalize
-from ..data.labels import prepare_labels
+from ..data.labels import Labels, prepare_labels
 from ..hub import load_pretrained
 from ..inspection.classification_pictures import confusion_figure, predictions_figure
 from ..inspection.visualization import save_figure
+from ..metrics.confusion import Confusion
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
 from ..utils.errors import UserError
 from .finish import Training
@@ -65,20 +66,21 @@ class ImageClassificationTraining(Training):
 
     def build_config(self) -> EnergyTransformerConfig:
         args = self.args
-        if args.streaming:
-            raise UserError("streaming is not for classification, whose labels are looked through before it starts")
-        self.confusion: list[list[int]] | None = None  # of the last evaluation
+        self.label_column_name = args.label_column_name
+        self.confusion: Confusion | None = None  # of the last evaluation
         self.mixer = Mixer(args.mixup_alpha, args.cutmix_alpha) if args.mixup_alpha or args.cutmix_alpha else None
         return configure(args, label_smoothing=args.label_smoothing)
 
-    def load_datasets(self) -> tuple[datasets.DatasetDict, str, str | None]:
+    def load_datasets(self) -> tuple[datasets.DatasetDict, str, Labels | None]:
         splits, image_column, _ = super().load_datasets()
-        splits, label_column, self.names = prepare_labels(splits, self.args.label_column_name)
-        self.majority = int(torch.tensor(splits["train"][label_column][:]).bincount().argmax())
+        labels = prepare_labels(splits, self.args.label_column_name)
+        self.names = labels.names
+        counted = splits["validation" if self.args.streaming else "train"]  # a stream is not read through for it
+        self.majority = int(labels.numbers(counted).bincount().argmax())
         self.config.id2label = dict(enumerate(self.names))
         self.config.label2id = {name: label for label, name in enumerate(self.names)}
         self.config.problem_type = "single_label_classification"
-        return splits, image_column, label_column
+        return splits, image_column, labels
 
     def build_model(self) -> EnergyTransformerForImageClassification:
         source = self.args.model_name_or_path
@@ -111,11 +113,11 @@ class ImageClassificationTraining(Training):
         results, self.confusion = evaluate_classifier(
             self.accelerator, self.model, self.eval_loader, self.processor, self.names
         )
-        return {
-            **results,
-            "eval_majority_accuracy": sum(self.confusion[self.majority]) / results["eval_samples"],
-            "eval_pixel_probe_accuracy": self._pixel_probe_accuracy,
-        }
+        majority = self.confusion.images(len(self.names))[self.majority]
+        results["eval_majority_accuracy"] = float(majority / results["eval_samples"])
+        if not self.args.streaming:  # a stream has no selection of images to fit the probe to
+            results["eval_pixel_probe_accuracy"] = self._pixel_probe_accuracy
+        return results
 
     @cached_property
     def _pixel_probe_accuracy(self) -> float:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from ..data import ImageTensors, normalize
 from ..metrics import load_metric
+from ..metrics.confusion import Confusion
 
 _PROBE_IMAGES = 5000
 _PROBE_SIDE = 16
@@ -17,32 +18,29 @@ _PROBE_BATCH = 500
 @torch.no_grad()
 def evaluate_classifier(
     accelerator: Accelerator, model, loader: DataLoader, processor, names: list[str]
-) -> tuple[dict[str, float], list[list[int]]]:
-    """Accuracy, loss and the accuracy of each label that occurs, and the confusion matrix; on every process."""
+) -> tuple[dict[str, float], Confusion]:
+    """Accuracy, loss and the accuracy of each label that occurs, and which are confused; on every process."""
     model.eval()
-    accuracy, confusion = (load_metric(name, keep_in_memory=True) for name in ("accuracy", "confusion_matrix"))
-    losses = []
+    accuracy = load_metric("accuracy", keep_in_memory=True)
+    losses, answers = [], []
     for batch in loader:
         logits = model(normalize(batch["image"], processor)).logits.float()
         loss = F.cross_entropy(logits, batch["label"], reduction="none")
         found = accelerator.gather_for_metrics((logits.argmax(-1), batch["label"], loss))
         predictions, references, loss = (values.cpu() for values in found)
-        for metric in (accuracy, confusion):
-            metric.add_batch(predictions=predictions, references=references)
+        accuracy.add_batch(predictions=predictions, references=references)
+        answers.append((predictions, references))
         losses.append(loss)
-    matrix = confusion.compute(num_labels=len(names))["confusion_matrix"]
-    of_labels = {
-        f"eval_accuracy_{name}": row[label] / sum(row)
-        for label, (name, row) in enumerate(zip(names, matrix, strict=True))
-        if sum(row)
-    }
+    confusion = Confusion.of(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+    images, right = confusion.images(len(names)), confusion.right(len(names))
+    of_labels = {f"eval_accuracy_{names[label]}": float(right[label] / images[label]) for label in images.nonzero()[0]}
     results = {
         "eval_accuracy": accuracy.compute()["accuracy"],
         "eval_loss": torch.cat(losses).double().mean().item(),
         **of_labels,
         "eval_samples": len(loader.dataset),
     }
-    return results, matrix
+    return results, confusion
 
 
 def pixel_probe_accuracy(train: ImageTensors, held_out: ImageTensors, num_labels: int) -> float:
@@ -54,7 +52,8 @@ def pixel_probe_accuracy(train: ImageTensors, held_out: ImageTensors, num_labels
     chosen = np.linspace(0, len(train) - 1, min(len(train), _PROBE_IMAGES)).round().astype(int).tolist()
     pixels, labels = (torch.cat(parts) for parts in zip(*_pixel_batches(train, chosen), strict=True))
     ridge = 0.01 * len(chosen) * torch.eye(pixels.shape[1], dtype=pixels.dtype)
-    weights = torch.linalg.solve(pixels.T @ pixels + ridge, pixels.T @ F.one_hot(labels, num_labels).to(pixels))
+    sums = torch.zeros(num_labels, pixels.shape[1], dtype=pixels.dtype).index_add_(0, labels, pixels)
+    weights = torch.linalg.solve(pixels.T @ pixels + ridge, sums.T)
     batches = _pixel_batches(held_out, list(range(len(held_out))))
     return sum(((pixels @ weights).argmax(-1) == labels).sum().item() for pixels, labels in batches) / len(held_out)
 

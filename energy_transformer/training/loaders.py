@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers.image_processing_backends import PilBackend
 
 from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report
+from ..data.labels import Labels
 from ..utils.errors import UserError
 from .arguments import CommonArguments
 
@@ -118,13 +119,13 @@ def _workers(images: ImageTensors, args: CommonArguments) -> int:
 def image_tensors(
     splits: datasets.DatasetDict,
     image_column: str,
-    label_column: str | None,
+    labels: Labels | None,
     processor: PilBackend,
     args: CommonArguments,
 ) -> tuple[ImageTensors | ImageStream, ImageTensors]:
     """The training and the held-out images; reports those found broken."""
     options: dict[str, Any] = {
-        "label_column": label_column,
+        "label_column": labels,
         "on_broken_image": args.on_broken_image,
         "max_image_pixels": args.max_image_pixels,
     }

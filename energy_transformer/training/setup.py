@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import Augmentation, load_image_datasets
 from ..data.image_processing import build_image_processor
+from ..data.labels import Labels
 from ..utils.errors import UserError
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints, find_state
@@ -49,6 +50,7 @@ class TrainingSetup(ABC):
     pictures: ClassVar[tuple[str, ...]]  # the files of `save_pictures`
     metric: ClassVar[str]  # the figure of `evaluate` that tells the best of the saved states
     minimize: ClassVar[bool] = True  # whether it is the least
+    label_column_name: str | None = None  # of which each label is held out in its share; set by `build_config`
 
     def __init__(self, args: CommonArguments):
         take_token(args)
@@ -110,8 +112,8 @@ class TrainingSetup(ABC):
     def build_config(self) -> EnergyTransformerConfig:
         """The model's configuration, and every check of the options that needs no data."""
 
-    def load_datasets(self) -> tuple[datasets.DatasetDict, str, str | None]:
-        """Splits `train` and `validation`, the column of images, and that of labels or None; may complete `config`."""
+    def load_datasets(self) -> tuple[datasets.DatasetDict, str, Labels | None]:
+        """Splits `train` and `validation`, the column of images, and the labels or None; may complete `config`."""
         args = self.args
         splits, image_column = load_image_datasets(
             dataset_name=args.dataset_name,
@@ -124,6 +126,7 @@ class TrainingSetup(ABC):
             max_eval_samples=args.max_eval_samples,
             seed=args.seed,
             streaming=args.streaming,
+            label_column_name=self.label_column_name,
         )
         return splits, image_column, None
 
@@ -191,10 +194,8 @@ class TrainingSetup(ABC):
     def _build_data(self) -> None:
         self.processor = build_image_processor(self.config.image_height_width, self.config.num_channels)
         with self.accelerator.main_process_first():
-            splits, image_column, label_column = self.load_datasets()
-            train_images, self.eval_images = image_tensors(
-                splits, image_column, label_column, self.processor, self.args
-            )
+            splits, image_column, labels = self.load_datasets()
+            train_images, self.eval_images = image_tensors(splits, image_column, labels, self.processor, self.args)
         if train_images.is_cropped:
             self.augment = replace(self.augment, random_resized_crop=None)
         self.train_samples = None if self.args.streaming else len(train_images)
