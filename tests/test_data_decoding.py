@@ -109,8 +109,8 @@ def test_all_that_is_kept_is_bounded(tmp_path, cache):
     bytes_each = 3 * 24 * 24
     splits = [write_images(tmp_path / name) for name in "abc"]
     limit = 20 * bytes_each
-    for split in splits[:2]:
-        subprocess.run([sys.executable, "-c", KEEP, cache.parent, *split_files(split), str(limit)], check=True)
+    paths = [path for split in splits[:2] for path in split_files(split)]
+    subprocess.run([sys.executable, "-c", KEEP, cache.parent, *paths, str(limit)], check=True)
     first, second = sorted(segments(cache), key=segments(cache).get)
     os.utime(second.parent / "index.npy", (1, 1))
     in_use = ImageTensors(splits[2], "image", PROCESSOR, max_cached_bytes=limit)
@@ -127,9 +127,10 @@ from energy_transformer.data import ImageTensors
 from energy_transformer.data.image_processing import build_image_processor
 cache, *paths, limit = sys.argv[1:]
 datasets.config.HF_DATASETS_CACHE = cache
-split = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
-images = ImageTensors(split, "image", build_image_processor((24, 24)), max_cached_bytes=int(limit))
-assert images.is_decoded
+for first in range(0, len(paths), 8):
+    split = datasets.Dataset.from_dict({"image": paths[first : first + 8]}).cast_column("image", datasets.Image())
+    images = ImageTensors(split, "image", build_image_processor((24, 24)), max_cached_bytes=int(limit))
+    assert images.is_decoded
 """
 
 
@@ -141,8 +142,7 @@ def test_what_a_killed_run_left_is_deleted(tmp_path, cache):
     """Also the entries of earlier versions, which had other files."""
     split = write_images(tmp_path / "images")
     paths = split_files(split)
-    slow = KEEP.replace("images = ", "import os, time\nfrom energy_transformer.data import decoding\n" + SLOW_DECODE)
-    process = subprocess.Popen([sys.executable, "-c", slow, cache.parent, *paths, "1000000"])
+    process = subprocess.Popen([sys.executable, "-c", SLOW_DECODE + KEEP, cache.parent, *paths, "1000000"])
     while not list(cache.glob(".*/images.uint8")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -157,13 +157,15 @@ def test_what_a_killed_run_left_is_deleted(tmp_path, cache):
 
 
 SLOW_DECODE = """
+import time
+from energy_transformer.data import decoding
 decode = decoding.Decoder.decode
 decoding._BATCH = 1
 def slow(self, row, key=()):
-    time.sleep(0.2 * row)
+    time.sleep(0.5 * row)
     return decode(self, row, key)
 decoding.Decoder.decode = slow
-images = """
+"""
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "no index", "empty index", "no array", "pickle"])
@@ -232,6 +234,21 @@ def test_of_two_processes_at_once_one_decodes(tmp_path):
     assert [process.returncode for process in processes] == [0, 0]
     assert sums[0] == sums[1] and sums[0].strip()
     assert sorted(map(int, log.read_text().split())) == list(range(8))
+
+
+def test_what_is_read_as_it_is_needed_is_cropped_anew_in_each_epoch(tmp_path):
+    """The crop is one of the seed, the epoch and the image alone; what is decoded once is cropped later."""
+    split = write_images(tmp_path / "images")
+    options = {"crop": (0.1, 1.0), "draft": True}
+    assert not ImageTensors(split, "image", PROCESSOR, **options).is_cropped
+    images, again, other = (
+        ImageTensors(split, "image", PROCESSOR, max_cached_bytes=0, seed=seed, **options) for seed in (0, 0, 1)
+    )
+    assert images.is_cropped and len(images) == 8
+    first, second = images.__getitems__([3, 5]), images.__getitems__([3 + 8, 5 + 8])
+    assert first["index"].tolist() == second["index"].tolist() == [3, 5]
+    assert not torch.equal(first["image"], second["image"])
+    assert torch.equal(again[3]["image"], first["image"][0]) and not torch.equal(other[3]["image"], first["image"][0])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -71,6 +71,39 @@ def test_many_damaged_files_are_never_fatal(format, record_property):
     print(f"{format}: {len(FILES[format])} modes, {counts.total()} files, {counts['broken']} broken")
 
 
+HEADS = {
+    "BUFR": b"BUFR\0\0\0\4",
+    "CUR": b"\0\0\2\0\1\0",
+    "DCX": b"\xb1\x68\xde\x3a",
+    "FITS": b"SIMPLE  =" + b" " * 20 + b"T",
+    "FLI": b"\0\0\0\0\x11\xaf\1\0\10\0\10\0\10\0\3\0",
+    "FTEX": b"FTEX",
+    "GBR": b"\0\0\0\x1c\0\0\0\2\0\0\0\10\0\0\0\10\0\0\0\4GIMP",
+    "GRIB": b"GRIB\0\0\0\1",
+    "HDF5": b"\x89HDF\r\n\x1a\n",
+    "IPTC": b"\x1c\3\0\0",
+    "MCIDAS": b"\0\0\0\0\0\0\0\4",
+    "MIC": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    "MPEG": b"\0\0\1\xb3\0\x80\x08",
+    "PCD": bytes(2048) + b"PCD_",
+    "PIXAR": b"\200\350\0\0",
+    "PSD": b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\10\0\0\0\10\0\10\0\3",
+    "SUN": b"\x59\xa6\x6a\x95\0\0\0\10\0\0\0\10\0\0\0\30",
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0",
+    "XPM": b'/* XPM */\nstatic char *a[] = {\n"8 8 2 1",\n',
+    "XVTHUMB": b"P7 332\n",
+}
+
+
+@pytest.mark.parametrize("format", HEADS)
+@pytest.mark.filterwarnings("ignore")
+def test_garbage_behind_the_head_of_a_format_that_is_only_read(format):
+    decode, generator = ImageDecoder(PROCESSOR, 10**6), np.random.default_rng(0)
+    for number in range(30):
+        tail = generator.integers(0, 4, 3000, dtype=np.uint8).tobytes() if number % 3 else generator.bytes(3000)
+        outcome(decode, HEADS[format] + tail)
+
+
 def test_a_broken_avif_is_passed_over_and_named():
     """Pillow raises RuntimeError for it."""
     if "AVIF" not in FILES:

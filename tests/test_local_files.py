@@ -209,6 +209,15 @@ def test_metadata_are_columns(tmp_path, suffix):
     assert sorted([*loaded["train"]["age"], *loaded["validation"]["age"]]) == [1, 2, 3]
 
 
+def test_metadata_of_each_split(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        folder = write(tmp_path / "data" / split, *numbered("", count))
+        rows = pandas.DataFrame({"file_name": numbered("", count), "kind": ["a", "b", "a"][:count]})
+        rows.to_csv(folder / "metadata.csv", index=False)
+    loaded, _ = load_image_datasets(train_dir=str(tmp_path / "data"))
+    assert (list(loaded["train"]["kind"]), list(loaded["validation"]["kind"])) == (["a", "b", "a"], ["a", "b"])
+
+
 def test_what_takes_the_most_room_is_read(tmp_path):
     """A clone of a dataset repository with pictures for its card; parquet files without images count for nothing."""
     write_parquet(tmp_path / "data" / "part-1.parquet", 3, 500)

@@ -13,6 +13,7 @@ name is never a pattern, no file is in two splits, and one odd file hides nothin
   names takes their place.
 """
 
+import functools
 import json
 import os
 import re
@@ -105,21 +106,24 @@ def _sort(folder: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
 
 
 def _walk(folder: Path, left: Counter[str]) -> Iterator[Path]:
-    def refuse(error: OSError):
-        raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        left["linked folders"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
-        left["hidden"] += sum(_is_hidden(name) for name in (*folders, *names))
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in sorted(names):
-            path = Path(parent, name)
-            if _is_hidden(name):
-                continue
-            if path.is_file():
-                yield path
-            else:
-                left["broken links"] += 1
+    folders = [str(folder)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+        for entry in found:
+            if _is_hidden(entry.name):
+                left["hidden"] += 1
+            elif entry.is_file():  # also through a link
+                yield Path(entry.path)
+            elif entry.is_symlink():
+                left["linked folders" if entry.is_dir() else "broken links"] += 1
+            elif not entry.is_dir():
+                left["no files"] += 1
+        inside = (entry for entry in reversed(found) if entry.is_dir(follow_symlinks=False))
+        folders += [entry.path for entry in inside if not _is_hidden(entry.name)]
 
 
 def _is_hidden(name: str) -> bool:
@@ -164,8 +168,12 @@ def _split_of(name: str) -> str | None:
 def _assign(folder: Path, files: list[Path], by_file: bool) -> tuple[dict[str, list[Path]], list[Path]]:
     """The files of each split, and those that belong to none. `by_file`: a name counts if others have none."""
 
+    @functools.cache
+    def of_folder(parent: Path) -> str | None:
+        return next(filter(None, map(_split_of, parent.relative_to(folder).parts)), None)
+
     def by_folders(file: Path) -> str | None:
-        return next(filter(None, map(_split_of, file.relative_to(folder).parts[:-1])), None)
+        return of_folder(file.parent)
 
     def by_name(file: Path) -> str | None:
         numbered = _NUMBERED.match(file.stem)
@@ -187,18 +195,19 @@ def _assign(folder: Path, files: list[Path], by_file: bool) -> tuple[dict[str, l
 def _grouped(files: list[Path], split_of: Callable[[Path], str | None]) -> tuple[dict[str, list[Path]], list[Path]]:
     splits: dict[str, list[Path]] = {}
     outside = []
-    for file in sorted(files, key=lambda file: split_of(file) != "train"):
+    for file in files:
         split = split_of(file)
         if split is None:
             outside.append(file)
         else:
             splits.setdefault(split, []).append(file)
-    return splits, outside
+    return dict(sorted(splits.items(), key=lambda item: item[0] != "train")), outside
 
 
 def _labels_and_metadata(folder: Path, found: LocalFiles, metadata: list[Path], left: Counter[str]) -> str:
     """Complete what is read by its metadata files, or else by the folders as labels."""
-    paths = [file.relative_to(folder) for files in found.files.values() for file in files]
+    parents = {file.parent for files in found.files.values() for file in files}
+    parents = {parent.relative_to(folder) for parent in parents}
     suffix = next((file.suffix for file in metadata if _has_file_names(file)), None)
     usable = [file for file in metadata if file.suffix == suffix]
     by_split, outside = _assign(folder, usable, by_file=False)
@@ -209,20 +218,19 @@ def _labels_and_metadata(folder: Path, found: LocalFiles, metadata: list[Path], 
         found.options = {"drop_labels": True, "drop_metadata": False}
         return f", as {usable[0].name} lists them"
     left.update(_suffixes(metadata))
-    depths, names = {len(path.parts) for path in paths}, {path.parent.name for path in paths}
+    depths, names = {len(parent.parts) for parent in parents}, {parent.name for parent in parents}
     has_labels = len(names) > 1 and len(depths) == 1
-    has_labels = has_labels and not (len(found.files) > 1 and any(map(_lies_in_split_itself, paths)))
+    has_labels = has_labels and not (len(found.files) > 1 and any(map(_is_split_itself, parents)))
     found.options = {"drop_labels": not has_labels, "drop_metadata": True}
     if has_labels:
         return f", {len(names)} folders as labels"
     return ", no labels, as they do not lie equally deep" if len(depths) > 1 else ""
 
 
-def _lies_in_split_itself(path: Path) -> bool:
-    """Whether no folder that could be a label stands between an image and the folder of its split."""
-    folders = path.parts[:-1]
-    first = next((number for number, name in enumerate(folders) if _split_of(name)), None)
-    return first is not None and first == len(folders) - 1
+def _is_split_itself(parent: Path) -> bool:
+    """Whether images lie in the folder of their split, with no folder between them that could be a label."""
+    first = next((number for number, name in enumerate(parent.parts) if _split_of(name)), None)
+    return first is not None and first == len(parent.parts) - 1
 
 
 def _has_file_names(metadata: Path) -> bool:
