@@ -256,6 +256,12 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
         load_image_datasets(train_dir=str(tmp_path / "data"))
 
 
+def test_a_folder_without_configurations(tmp_path):
+    write(tmp_path, *numbered("", 3))
+    with pytest.raises(UserError, match=r"declares no configurations, and dataset_config_name is plain"):
+        load_image_datasets(str(tmp_path), "plain")
+
+
 def test_a_folder_of_held_out_images_alone(tmp_path):
     write(tmp_path, *numbered("test/", 3))
     with pytest.raises(UserError, match=r"train_dir .* has no split 'train', only test"):

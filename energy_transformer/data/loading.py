@@ -139,6 +139,10 @@ def _open_local(
                 raise ValueError("its README.md declares data files, but a name with *, ? or [ would be a pattern")
             _tell(f"{option} {path}: the files that its README.md declares")
             return dict(datasets.load_dataset(str(path), config_name, streaming=streaming))
+        if config_name is not None:
+            raise UserError(
+                f"{option}: {location} declares no configurations, and dataset_config_name is {config_name}"
+            )
         found = find_local_files(path, image_column)
         _tell(f"{option} {found.told}")
         return _load_files(found, streaming)
