@@ -13,6 +13,7 @@ from .tasks import TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LICENSE = "apache-2.0"
+LOCAL_PATH = "(a local path)"  # what stands for one in results that are published
 _ANY_REPO = "USER/REPO"
 _TAGS = ["energy-transformer", "hopfield-network", "associative-memory"]
 _RECIPE = (
@@ -146,7 +147,7 @@ def _reason(error: Exception) -> str:
 def _data(arguments: dict) -> dict:
     """Name, and where it is one of the Hub's, identifier and address of the dataset. Local paths stay unnamed."""
     name = arguments["dataset_name"]
-    if arguments.get("train_dir") or Path(name).exists():
+    if arguments.get("train_dir") or name == LOCAL_PATH or Path(name).exists():
         return {"name": "a local folder of images", "type": "imagefolder", "hub_id": None, "url": None}
     if name == "demo":
         photographs = "crops of the photographs that come with scikit-image"

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,6 +12,7 @@ from accelerate.logging import get_logger
 
 from ..utils.errors import UserError
 from .arguments import CommonArguments
+from .records import public_options
 
 logger = get_logger(__name__)
 LOG = "training_log.jsonl"
@@ -35,7 +35,8 @@ def tracker_name(args: CommonArguments) -> str | None:
 def start_tracker(accelerator: Accelerator, args: CommonArguments, run_id: str, step: int) -> None:
     """Start the run `run_id` of the tracker, or go on with it at `step`."""
     config = {
-        name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(args).items()
+        name: value if isinstance(value, int | float | str) else str(value)
+        for name, value in public_options(args).items()
     }
     resumed = {
         "tensorboard": {"purge_step": step + 1},
