@@ -9,10 +9,10 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "dem
 
 def main(argv: list[str]) -> None:
     from energy_transformer.training.arguments import parse_arguments
-    from energy_transformer.training.classification_arguments import ImageClassificationArguments
+    from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 
     # tells a mistake before the slow import
-    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__, ImageClassificationArguments)
+    args = parse_arguments(argv, DEFAULT_CONFIG, ImageClassificationArguments, __doc__)
     from energy_transformer.training.image_classification import ImageClassificationTraining
 
     training = ImageClassificationTraining(args)

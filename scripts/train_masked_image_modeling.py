@@ -8,10 +8,11 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "dem
 
 
 def main(argv: list[str]) -> None:
-    from energy_transformer.training.arguments import MaskedImageModelingArguments, parse_arguments
+    from energy_transformer.training.arguments import parse_arguments
+    from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 
     # a mistake is told before the slow import
-    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__, MaskedImageModelingArguments)
+    args = parse_arguments(argv, DEFAULT_CONFIG, MaskedImageModelingArguments, __doc__)
     from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 
     training = MaskedImageModelingTraining(args)

@@ -19,8 +19,8 @@ from energy_transformer.data import normalize
 from energy_transformer.data.demo import PHOTOGRAPHS, load_demo_dataset, photograph
 from energy_transformer.data.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
-from energy_transformer.training.classification_arguments import ImageClassificationArguments
 from energy_transformer.training.image_classification import ImageClassificationTraining, load_with_new_head
+from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def fresh_accelerate_state():
 
 def build(output_dir, *words):
     AcceleratorState._reset_state(reset_partial_state=True)
-    args = parse_arguments([*SMALL, f"--output_dir={output_dir}", *words], DEMO, None, ImageClassificationArguments)
+    args = parse_arguments([*SMALL, f"--output_dir={output_dir}", *words], DEMO, ImageClassificationArguments)
     return ImageClassificationTraining(args)
 
 

@@ -18,9 +18,10 @@ from energy_transformer.data import load_image_datasets
 from energy_transformer.data.demo import photograph
 from energy_transformer.data.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
-from energy_transformer.training.evaluation import evaluate
 from energy_transformer.training.loaders import build_eval_loader, image_tensors
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining as Training
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+from energy_transformer.training.masked_image_modeling_evaluation import evaluate
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +41,8 @@ def fresh_accelerate_state():
 
 def train(output_dir, *words):
     AcceleratorState._reset_state(reset_partial_state=True)
-    training = Training(parse_arguments([*SMALL, f"--output_dir={output_dir}", *words], DEMO))
-    return training.run()
+    args = parse_arguments([*SMALL, f"--output_dir={output_dir}", *words], DEMO, MaskedImageModelingArguments)
+    return Training(args).run()
 
 
 def launch(*words):
@@ -103,7 +104,7 @@ def test_the_printed_error_is_that_of_the_saved_model(finished):
     folder, _ = finished
     model = AutoModelForMaskedImageModeling.from_pretrained(folder)
     processor = load_image_processor(folder)
-    args = parse_arguments(SMALL, DEMO)
+    args = parse_arguments(SMALL, DEMO, MaskedImageModelingArguments)
     splits, column = load_image_datasets(max_train_samples=64, max_eval_samples=40, seed=args.seed)
     _, images = image_tensors(splits, column, None, processor, args)
     accelerator = Accelerator(cpu=True)
@@ -264,7 +265,7 @@ def test_the_launcher_adds_nothing_to_a_mistake(tmp_path):
 @pytest.mark.slow
 def test_the_demo_completes_the_pictures(tmp_path):
     """`make train`'s recipe in full, four minutes: at most 0.38 of the mean color's error, below the neighbors'."""
-    results = Training(parse_arguments([f"--output_dir={tmp_path}"], DEMO)).run()
+    results = Training(parse_arguments([f"--output_dir={tmp_path}"], DEMO, MaskedImageModelingArguments)).run()
     assert results["eval_ratio_to_mean_color"] <= 0.38
     assert results["eval_ratio_to_neighbor_average"] < 1
 

@@ -7,6 +7,7 @@ from training_runs import DEMO, TINY, finish, launcher, losses, train, weights
 from energy_transformer.data import StepSampler, batch_slice
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 
 
 def steps(batch_size, batches_per_step, num_processes, count=7, first=0):
@@ -85,7 +86,7 @@ def test_masks_of_different_number_weigh_each_batch(tmp_path):
 
     for name, words in (("one", ()), ("two", ("--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"))):
         args = [*TINY, *MASKS, f"--output_dir={tmp_path / name}", *words]
-        Uneven(parse_arguments(args, DEMO)).run()
+        Uneven(parse_arguments(args, DEMO, MaskedImageModelingArguments)).run()
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.monitoring import LOG
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 def build(output_dir, *words):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return MaskedImageModelingTraining(parse_arguments([*TINY, f"--output_dir={output_dir}", *words], DEMO))
+    args = parse_arguments([*TINY, f"--output_dir={output_dir}", *words], DEMO, MaskedImageModelingArguments)
+    return MaskedImageModelingTraining(args)
 
 
 def train(output_dir, *words):

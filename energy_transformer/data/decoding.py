@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_backends import PilBackend
 
 from ..utils.errors import UserError
+from ..utils.files import atomic_path
 from .pixels import load_image, resize_to_tensor
 
 logger = logging.getLogger(__name__)
@@ -125,8 +125,8 @@ def _key(decoder: Decoder) -> str:
 
 
 def _write(folder: Path, decoder: Decoder, num_workers: int) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
         checksum, broken_rows, first = 0, [], 0
         with open(temporary / _PIXELS, "wb") as file:
             for images, broken in decoder.batches(num_workers):
@@ -137,9 +137,6 @@ def _write(folder: Path, decoder: Decoder, num_workers: int) -> None:
                 first += len(images)
         description = {"shape": [len(decoder), *decoder.shape], "crc32": checksum, "broken": broken_rows}
         (temporary / _DESCRIPTION).write_text(json.dumps(description))
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(folder: Path, decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
+from ..utils.files import atomic_path
 from .loading import split_revision
 from .tasks import TASKS, Task
 
@@ -56,9 +57,9 @@ def loading_lines(task: Task, name: str) -> str:
 def write_card(folder: str | Path, repo_id: str | None = None, license: str = LICENSE) -> Path:
     """Write [`model_card`] as `README.md` into the folder, under a temporary name first."""
     path = Path(folder) / "README.md"
-    temporary = path.with_name(".README.md")
-    model_card(folder, repo_id, license).save(temporary)
-    return temporary.replace(path)
+    with atomic_path(path) as temporary:
+        model_card(folder, repo_id, license).save(temporary)
+    return path
 
 
 def load_card(path: Path) -> ModelCard:

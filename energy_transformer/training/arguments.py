@@ -1,4 +1,4 @@
-"""The options of the training scripts: a dataclass for each task, filled from a YAML file and the command line."""
+"""The options that all training scripts share, and how a task's are filled from a YAML file and the command line."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from ..utils.command_line import OneLineErrors
 from ..utils.errors import UserError
 
 
-def _option(default: Any, help: str) -> Any:
+def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -21,7 +21,7 @@ def _option(default: Any, help: str) -> Any:
 _Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
 
 
-def _check(options: Any, rules: list[_Rule]) -> None:
+def check(options: Any, rules: list[_Rule]) -> None:
     for names, is_allowed, allowed in rules:
         for name in names:
             value = getattr(options, name)
@@ -29,9 +29,9 @@ def _check(options: Any, rules: list[_Rule]) -> None:
                 raise UserError(f"{name} must {allowed}, got {value!r}")
 
 
-_IS_SHARE = (lambda value: 0 < value < 1, "lie between 0 and 1, both excluded")
+IS_SHARE = (lambda value: 0 < value < 1, "lie between 0 and 1, both excluded")
 _COMMON_RULES: list[_Rule] = [
-    (("train_val_split",), *_IS_SHARE),
+    (("train_val_split",), *IS_SHARE),
     (
         (
             "per_device_train_batch_size",
@@ -49,7 +49,7 @@ _COMMON_RULES: list[_Rule] = [
         "be at least 1",
     ),
     (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "lie in [0, 1)"),
-    (("ema_decay",), *_IS_SHARE),
+    (("ema_decay",), *IS_SHARE),
     (("warmup_ratio",), lambda value: value <= 1, "be at most 1"),
     (("layer_decay",), lambda value: 0 < value <= 1, "lie in (0, 1]"),
     (("seed",), lambda value: value < 2**32, "be below 2**32"),
@@ -88,85 +88,83 @@ class CommonArguments:
         UserError: when an option's value is not allowed.
     """
 
-    output_dir: str = _option("outputs/training", "Folder for the model, the pictures and the results.")
-    overwrite_output_dir: bool = _option(False, "Delete what an earlier run left in output_dir.")
-    seed: int = _option(0, "Seed of the weights, the order of the data and the masks.")
+    output_dir: str = option("outputs/training", "Folder for the model, the pictures and the results.")
+    overwrite_output_dir: bool = option(False, "Delete what an earlier run left in output_dir.")
+    seed: int = option(0, "Seed of the weights, the order of the data and the masks.")
 
-    dataset_name: str = _option("demo", "'demo' (embedded photographs), a dataset of the Hub, or a local folder.")
-    dataset_config_name: str | None = _option(None, "Configuration of the dataset.")
-    image_column_name: str | None = _option(None, "Column with the images; found by its type when not given.")
-    train_dir: str | None = _option(None, "Local folder of images or parquet files to train on.")
-    validation_dir: str | None = _option(None, "Local folder of images or parquet files to evaluate on.")
-    train_val_split: float = _option(0.15, "Share of the training images held out where no other split exists.")
-    max_train_samples: int | None = _option(None, "Use only so many training images.")
-    max_eval_samples: int | None = _option(None, "Use only so many images for evaluation.")
-    dataloader_num_workers: int = _option(0, "Processes that decode images where they are not decoded once.")
-    max_cached_bytes: int = _option(2**32, "Decode images once to a file in the datasets cache if it is no larger.")
-    on_broken_image: Literal["skip", "error"] = _option("skip", "Pass over broken images and count them, or stop.")
-    streaming: bool = _option(False, "Read training images front to back: for what does not fit. Give max_train_steps.")
-    shuffle_buffer_size: int = _option(1000, "Images that each worker shuffles at a time when streaming.")
+    dataset_name: str = option("demo", "'demo' (embedded photographs), a dataset of the Hub, or a local folder.")
+    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    image_column_name: str | None = option(None, "Column with the images; found by its type when not given.")
+    train_dir: str | None = option(None, "Local folder of images or parquet files to train on.")
+    validation_dir: str | None = option(None, "Local folder of images or parquet files to evaluate on.")
+    train_val_split: float = option(0.15, "Share of the training images held out where no other split exists.")
+    max_train_samples: int | None = option(None, "Use only so many training images.")
+    max_eval_samples: int | None = option(None, "Use only so many images for evaluation.")
+    dataloader_num_workers: int = option(0, "Processes that decode images where they are not decoded once.")
+    max_cached_bytes: int = option(2**32, "Decode images once to a file in the datasets cache if it is no larger.")
+    on_broken_image: Literal["skip", "error"] = option("skip", "Pass over broken images and count them, or stop.")
+    streaming: bool = option(False, "Read training images front to back: for what does not fit. Give max_train_steps.")
+    shuffle_buffer_size: int = option(1000, "Images that each worker shuffles at a time when streaming.")
 
-    model_name_or_path: str | None = _option(None, "Checkpoint to start from; a new model when not given.")
-    config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
-    image_size: list[int] | None = _option(None, "Size of the images in pixels: one number, or height and width.")
-    patch_size: list[int] | None = _option(None, "Size of the patches in pixels: one number, or height and width.")
+    model_name_or_path: str | None = option(None, "Checkpoint to start from; a new model when not given.")
+    config_overrides: str | None = option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
+    image_size: list[int] | None = option(None, "Size of the images in pixels: one number, or height and width.")
+    patch_size: list[int] | None = option(None, "Size of the patches in pixels: one number, or height and width.")
 
-    per_device_train_batch_size: int = _option(32, "Images for each process and step.")
-    per_device_eval_batch_size: int = _option(128, "Images for each process and step in evaluation.")
-    gradient_accumulation_steps: int = _option(1, "Batches for each optimizer step.")
-    num_train_epochs: float = _option(10.0, "Passes over the training images, unless max_train_steps is given.")
-    max_train_steps: int | None = _option(None, "Optimizer steps; overrides num_train_epochs.")
-    learning_rate: float = _option(5e-4, "Peak learning rate of AdamW.")
-    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = _option("cosine", "After the warm-up.")
-    min_learning_rate: float = _option(0.0, "Where the cosine ends.")
-    num_warmup_steps: int = _option(0, "Steps of linear warm-up.")
-    warmup_ratio: float = _option(0.0, "The same as a share of all steps; used when num_warmup_steps is 0.")
-    weight_decay: float = _option(0.05, "Of weight matrices; biases, norms, betas, tokens and positions have none.")
-    adam_beta1: float = _option(0.9, "First beta of AdamW.")
-    adam_beta2: float = _option(0.99, "Second beta of AdamW.")
-    max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
-    cpu: bool = _option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
-    ddp_timeout: int = _option(1800, "Seconds for which a process waits for others, such as for a first download.")
-    compile: bool = _option(False, "Compile the model with torch.compile.")
-    tf32: bool = _option(False, "Let matrix products of float32 use TF32 on a GPU that has it.")
-    gradient_checkpointing: bool = _option(False, "Compute each descent step again in the backward pass: less memory.")
-    layer_decay: float = _option(1.0, "Scale the learning rate by this for each layer below the head.")
-    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
-    horizontal_flip: bool = _option(True, "Flip half of the training images.")
-    random_resized_crop: list[float] | None = _option(None, "Train on crops with this least and greatest share.")
-    color_jitter: float = _option(0.0, "Change brightness, contrast and saturation by up to this share.")
+    per_device_train_batch_size: int = option(32, "Images for each process and step.")
+    per_device_eval_batch_size: int = option(128, "Images for each process and step in evaluation.")
+    gradient_accumulation_steps: int = option(1, "Batches for each optimizer step.")
+    num_train_epochs: float = option(10.0, "Passes over the training images, unless max_train_steps is given.")
+    max_train_steps: int | None = option(None, "Optimizer steps; overrides num_train_epochs.")
+    learning_rate: float = option(5e-4, "Peak learning rate of AdamW.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = option("cosine", "After the warm-up.")
+    min_learning_rate: float = option(0.0, "Where the cosine ends.")
+    num_warmup_steps: int = option(0, "Steps of linear warm-up.")
+    warmup_ratio: float = option(0.0, "The same as a share of all steps; used when num_warmup_steps is 0.")
+    weight_decay: float = option(0.05, "Of weight matrices; biases, norms, betas, tokens and positions have none.")
+    adam_beta1: float = option(0.9, "First beta of AdamW.")
+    adam_beta2: float = option(0.99, "Second beta of AdamW.")
+    max_grad_norm: float = option(1.0, "Clip the norm of the gradient.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "That of the launch file when not given.")
+    cpu: bool = option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
+    ddp_timeout: int = option(1800, "Seconds for which a process waits for others, such as for a first download.")
+    compile: bool = option(False, "Compile the model with torch.compile.")
+    tf32: bool = option(False, "Let matrix products of float32 use TF32 on a GPU that has it.")
+    gradient_checkpointing: bool = option(False, "Compute each descent step again in the backward pass: less memory.")
+    layer_decay: float = option(1.0, "Scale the learning rate by this for each layer below the head.")
+    ema_decay: float | None = option(None, "Evaluate and save an exponential moving average of the weights.")
+    horizontal_flip: bool = option(True, "Flip half of the training images.")
+    random_resized_crop: list[float] | None = option(None, "Train on crops with this least and greatest share.")
+    color_jitter: float = option(0.0, "Change brightness, contrast and saturation by up to this share.")
 
-    eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
-    checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
-    checkpoints_total_limit: int | None = _option(
-        None, "Keep so many saved states, and always the newest and the best."
-    )
-    load_best_model_at_end: bool = _option(False, "Evaluate and save the saved state with the best held-out figure.")
-    resume_from_checkpoint: str | None = _option(
+    eval_steps: str | None = option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
+    checkpointing_steps: str | None = option(None, "Save the whole state every N steps or each 'epoch'.")
+    checkpoints_total_limit: int | None = option(None, "Keep so many saved states, and always the newest and the best.")
+    load_best_model_at_end: bool = option(False, "Evaluate and save the saved state with the best held-out figure.")
+    resume_from_checkpoint: str | None = option(
         None, "A saved state to go on from: 'latest', its folder, or USER/REPO[@REVISION]."
     )
-    logging_steps: int = _option(20, "Report loss, rate, energies and speed every N steps.")
-    sample_steps: int | None = _option(None, "Write the pictures into samples/step-STEP every N steps.")
-    report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = _option(None, "Tracker for the reports.")
-    with_tracking: bool = _option(False, "The same as report_to tensorboard, where that is not given.")
-    num_visual_samples: int = _option(8, "Held-out images in the pictures.")
+    logging_steps: int = option(20, "Report loss, rate, energies and speed every N steps.")
+    sample_steps: int | None = option(None, "Write the pictures into samples/step-STEP every N steps.")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = option(None, "Tracker for the reports.")
+    with_tracking: bool = option(False, "The same as report_to tensorboard, where that is not given.")
+    num_visual_samples: int = option(8, "Held-out images in the pictures.")
 
-    push_to_hub: bool = _option(False, "Push the run to the Hub, in the background.")
-    hub_model_id: str | None = _option(None, "Repository to push to, USER/REPO; named as output_dir when not given.")
-    hub_private_repo: bool = _option(False, "Make a new repository private.")
+    push_to_hub: bool = option(False, "Push the run to the Hub, in the background.")
+    hub_model_id: str | None = option(None, "Repository to push to, USER/REPO; named as output_dir when not given.")
+    hub_private_repo: bool = option(False, "Make a new repository private.")
     hub_token: str | None = field(
         default=None,
         repr=False,
         metadata={"help": "Better not: others can see it in the list of processes. `hf auth login` or HF_TOKEN."},
     )
-    hub_strategy: Literal["end", "every_save", "checkpoint"] = _option(
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = option(
         "every_save", "Push at the end only, at each saved state too, or these with the state, to be resumed elsewhere."
     )
-    license: str = _option("apache-2.0", "License of the weights in the model card, as the Hub writes it.")
+    license: str = option("apache-2.0", "License of the weights in the model card, as the Hub writes it.")
 
     def __post_init__(self) -> None:
-        _check(self, _COMMON_RULES)
+        check(self, _COMMON_RULES)
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"min_learning_rate must be at most learning_rate {self.learning_rate}, got {self.min_learning_rate}"
@@ -183,28 +181,10 @@ class CommonArguments:
             )
 
 
-@dataclass
-class MaskedImageModelingArguments(CommonArguments):
-    """Options of `scripts/train_masked_image_modeling.py`.
-
-    Raises:
-        UserError: when an option's value is not allowed.
-    """
-
-    output_dir: str = _option("outputs/masked_image_modeling", "Folder for the model, the pictures and the results.")
-    mask_ratio: float | None = _option(None, "Share of the patches in the loss; that of the model when not given.")
-    mask_replace_probability: float | None = _option(None, "Share of those that is replaced by the mask token.")
-    mask_patch_size: int | None = _option(None, "Side of the squares hidden as a whole, in pixels; one patch if None.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self, [(("mask_ratio",), *_IS_SHARE)])
-
-
 Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 
-class _OptionParser(OneLineErrors, HfArgumentParser):
+class OptionParser(OneLineErrors, HfArgumentParser):
     """One option for each field of a dataclass, with errors on one line."""
 
 
@@ -237,8 +217,8 @@ def _as_command_line(path: Path, known: set[str]) -> list[str]:
 def parse_arguments(
     argv: Sequence[str],
     default_config: Path,
+    arguments_class: type[Arguments],
     description: str | None = None,
-    arguments_class: type[Arguments] = MaskedImageModelingArguments,
 ) -> Arguments:
     """A task's options: of a YAML file (`--config`, or `default_config`), overridden by the other words of `argv`.
 
@@ -249,9 +229,9 @@ def parse_arguments(
     config_parser = OneLineErrors(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path, default=default_config)
     config, words = config_parser.parse_known_args(argv)
-    parser = _OptionParser(arguments_class, description=description, allow_abbrev=False)
+    parser = OptionParser(arguments_class, description=description, allow_abbrev=False)
     parser.add_argument("--config", help=f"YAML file with options, default: {default_config}")
-    known = {option.name for option in fields(arguments_class)}
+    known = {each.name for each in fields(arguments_class)}
     overrides_parser = OneLineErrors(add_help=False, allow_abbrev=False)
     overrides_parser.add_argument("--config_overrides", action="append", default=[])
     overrides, words = overrides_parser.parse_known_args([*_as_command_line(config.config, known), *words])

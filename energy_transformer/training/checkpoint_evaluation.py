@@ -9,10 +9,10 @@ from ..data import ImageTensors, load_image_datasets
 from ..inspection.reconstruction import load_for_reconstruction
 from ..metrics.ssim import WINDOW
 from ..utils.errors import UserError
-from .checkpoints import write_json
-from .evaluation import PREDICTORS, evaluation_masks, score_predictions
-from .evaluation_arguments import EvaluationArguments
+from ..utils.files import write_json
+from .checkpoint_evaluation_arguments import EvaluationArguments
 from .loaders import build_eval_loader
+from .masked_image_modeling_evaluation import PREDICTORS, evaluation_masks, score_predictions
 
 _METRICS = ("masked_mse", "psnr", "ssim")
 _NAMES = {"model": "model", "mean_color": "mean color", "neighbor_average": "neighbor average"}

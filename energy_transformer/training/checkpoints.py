@@ -5,7 +5,6 @@ and moved into place. All processes must see the same output folder.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
 from ..utils.errors import UserError
+from ..utils.files import SAVING, digest, write_json
 from .loaders import TrainLoader
 from .publishing import pull_state
 
@@ -77,7 +77,7 @@ class SavedState:
                 size = path.stat().st_size
                 if size != expected["size"]:
                     raise UserError(f"{self.folder} is damaged: {name} has {size} of {expected['size']} bytes")
-                if _sha256(path) != expected["sha256"]:
+                if digest(path) != expected["sha256"]:
                     raise UserError(f"{self.folder} is damaged: {name} has other bytes than were written")
             except OSError as error:
                 raise UserError(f"{self.folder} is damaged: {name}: {error.strerror}") from error
@@ -173,7 +173,7 @@ class Checkpoints:
 
     def save(self, step: int, metric: float | None = None) -> bool:
         """Write `checkpoint-STEP`. Where that fails, as on a full disk, warns, leaves nothing half and is False."""
-        temporary = self.output_dir / f".saving-{step}"
+        temporary = self.output_dir / f"{SAVING}checkpoint-{step}"
         failure = None
         try:
             with self._together(temporary):
@@ -221,7 +221,7 @@ class Checkpoints:
             "run": self.run,
             "run_id": self.run_id,
             "files": {
-                str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+                str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": digest(path)}
                 for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             },
@@ -283,14 +283,6 @@ def _write_failure(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -307,10 +299,3 @@ def _delete(folder: Path, between=None, *args) -> None:
     if between is not None:
         between(*args)
     shutil.rmtree(hidden)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write under a temporary name and move into place."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)

@@ -18,12 +18,12 @@ from ..inspection.classification_pictures import confusion_figure, predictions_f
 from ..inspection.visualization import save_figure
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
 from ..utils.errors import UserError
-from .classification_arguments import ImageClassificationArguments
-from .classification_evaluation import evaluate_classifier, pixel_probe_accuracy
-from .configuration import configure
+from .finish import Training
+from .image_classification_arguments import ImageClassificationArguments
+from .image_classification_evaluation import evaluate_classifier, pixel_probe_accuracy
 from .loaders import Batch
-from .loop import Training
 from .mixing import UNIFORMS, Mixer
+from .model_configuration import configure
 
 logger = get_logger(__name__)
 _HEAD = "classifier."

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from ..utils.errors import UserError
+from ..utils.files import atomic_path
 from .arguments import CommonArguments
 from .records import public_options
 
@@ -57,9 +58,8 @@ class TrainingLog:
         self.accelerator, self.path = accelerator, folder / LOG
         if accelerator.is_main_process and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-            temporary = self.path.with_name(f".{LOG}")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(self.path)
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         try:

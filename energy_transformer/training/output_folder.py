@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate.logging import get_logger
 
 from ..utils.errors import UserError
+from ..utils.files import SAVING, remove
 from .arguments import CommonArguments
 from .checkpoints import BEST, SavedState, holds_run, state_folders
 from .monitoring import LOG
@@ -59,12 +60,9 @@ def prepare_output_dir(folder: Path, resumed: bool, pictures: Sequence[str]) -> 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in (
-            *folder.glob(".saving-*"),
-            *folder.glob(".pushing-*"),
-            *folder.glob(".deleting-checkpoint-*"),
-        ):
-            shutil.rmtree(unfinished)
+        for pattern in (f"{SAVING}*", f"samples/**/{SAVING}*", ".pushing-*", ".deleting-checkpoint-*"):
+            for unfinished in folder.glob(pattern):
+                remove(unfinished)
         if not resumed:
             _delete_run(folder, pictures)
     except OSError as error:

@@ -18,7 +18,7 @@ from ..inspection.visualization import descent_figure, energy_figure, reconstruc
 from ..masking import draw_masks
 from ..metrics import load_metric, mean_visible_color, neighbor_average, paint_hidden
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from .arguments import MaskedImageModelingArguments
+from .masked_image_modeling_arguments import MaskedImageModelingArguments
 
 PREDICTORS = ("model", "mean_color", "neighbor_average")
 
