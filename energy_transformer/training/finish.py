@@ -1,7 +1,6 @@
 """From options to a finished output folder: the whole run of a task."""
 
 import platform
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from .checkpoints import newest_state, ranked_states
 from .hardware import device_name
 from .interruption import Interruption
 from .loop import TrainingLoop
+from .records import public_options
 
 logger = get_logger(__name__)
 
@@ -102,7 +102,7 @@ class Training(TrainingLoop):
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
-            "arguments": asdict(self.args),
+            "arguments": public_options(self.args),
         }
         write_json(self.folder / "all_results.json", record)
         write_card(self.folder, self.publisher and self.publisher.repo_id, self.args.license)
