@@ -4,15 +4,13 @@ from pathlib import Path
 
 from energy_transformer.utils.command_line import run_script
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo.yaml"
-
 
 def main(argv: list[str]) -> None:
     from energy_transformer.training.arguments import parse_arguments
     from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 
     # a mistake is told before the slow import
-    args = parse_arguments(argv, DEFAULT_CONFIG, MaskedImageModelingArguments, __doc__)
+    args = parse_arguments(argv, None, MaskedImageModelingArguments, __doc__)
     from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 
     training = MaskedImageModelingTraining(args)

@@ -284,6 +284,7 @@ def test_a_broken_image_ends_the_process_with_one_line_and_code_2(tmp_path):
     command = [
         sys.executable,
         SCRIPT,
+        "--config=demo",
         f"--train_dir={images}",
         f"--output_dir={tmp_path / 'output'}",
         "--on_broken_image=error",

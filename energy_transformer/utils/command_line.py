@@ -14,6 +14,7 @@ class OneLineErrors(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line, which suggests what was perhaps meant and repeats no token."""
 
     synonyms: Mapping[str, str] = {}  # what other programs call an option, with the words for it here
+    source: str = ""  # where the words come from, before an error
     _words: Sequence[str] = ()
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
@@ -27,7 +28,7 @@ class OneLineErrors(argparse.ArgumentParser):
         return super().parse_known_args(self._words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {hide_tokens(message, self._words)} (--help lists every option)\n")
+        self.exit(2, f"error: {self.source}{hide_tokens(message, self._words)} (--help lists every option)\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
