@@ -10,7 +10,7 @@ from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 from .loading import split_revision
-from .tasks import TASKS, Task
+from .tasks import LEAST_ERROR, TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LICENSE = "apache-2.0"
@@ -116,7 +116,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         base_model=_on_the_hub(arguments.get("model_name_or_path")),
         model_name=name,
         metrics=[task.metric],
-        eval_results=[_eval_result(task, run, data)],
+        eval_results=[_eval_result(task, run, data)] if run[task.result] is not None else None,
     )
     return ModelCard.from_template(
         metadata,
@@ -175,14 +175,14 @@ def _eval_result(task: Task, run: dict, data: dict) -> EvalResult:
 
 
 def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
-    rows = [{"name": "**this model**", "value": f"**{run[task.result]:.4g}**"}]
-    rows += [{"name": name, "value": f"{run[key]:.4g}"} for key, name in task.baselines.items() if key in run]
+    rows = [{"name": "**this model**", "value": f"**{_number(run[task.result])}**"}]
+    rows += [{"name": name, "value": _number(run[key])} for key, name in task.baselines.items() if key in run]
     note = ""
     if task.metric == "mse":
         ratios = " and ".join(
             f"{run[task.result] / run[key]:.3f} times that of the {name}"
             for key, name in task.baselines.items()
-            if run[key]
+            if run[task.result] is not None and run[key] > LEAST_ERROR
         )
         note = f"{config.mask_ratio:.0%} of the patches are hidden, {_KINDS[config.mask_type]}."
         if ratios:
@@ -193,6 +193,10 @@ def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
                 "the pictures, those of the hidden patches were estimated from the visible ones."
             )
     return {"heading": task.metric_name, "images": run["eval_samples"], "rows": rows, "note": note}
+
+
+def _number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.4g}"
 
 
 def _pictures(folder: Path) -> list[dict[str, str]]:

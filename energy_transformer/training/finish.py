@@ -41,8 +41,9 @@ class Training(TrainingLoop):
             self._load_best()
         seconds = self.timer.seconds
         with self._evaluated_weights():
+            figures = self._evaluate()
             results: dict[str, float | None] = {
-                **self._evaluate(),
+                **figures,
                 "train_loss": self.last_loss,
                 "train_steps": self.step,
                 "train_first_step": first_step,  # seconds and images a second are those since then
@@ -57,6 +58,7 @@ class Training(TrainingLoop):
                 self._save(model, results)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self._check_metric(figures, f" (the model and the other results are in {self.folder})")
         if self.publisher:
             print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
         return results

@@ -169,6 +169,7 @@ class TrainingLoop(TrainingSetup):
     def _evaluate_midway(self, progress) -> float:
         with self._evaluated_weights():
             results = self._evaluate()
+        self._check_metric(results)
         self.log.write(self.step, results)
         if self.accelerator.is_main_process:
             progress.write(f"step {self.step}: {self.describe(results)}")
@@ -176,10 +177,15 @@ class TrainingLoop(TrainingSetup):
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
-        results = self.evaluate()
-        if not all(map(math.isfinite, results.values())):
-            raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}")
-        return results
+        return self.evaluate()
+
+    def _check_metric(self, results: dict[str, float], done: str = "") -> None:
+        """Raises a `UserError` when the task's figure is no number; of others it is only told."""
+        no_numbers = [name for name, value in results.items() if not math.isfinite(value)]
+        if {self.metric, "eval_loss"} & {*no_numbers}:
+            raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}{done}")
+        if no_numbers:
+            logger.warning(f"step {self.step}: {', '.join(no_numbers)} cannot be told: the images are all too plain")
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:

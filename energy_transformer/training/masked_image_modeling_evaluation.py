@@ -4,6 +4,7 @@ In evaluation every masked patch is hidden, and an image's mask depends on its p
 alone, so that figures of different runs and numbers of processes are comparable.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, denormalize, normalize
+from ..hub.tasks import LEAST_ERROR
 from ..inspection.reconstruction import predicted_pixels, reconstruct
 from ..inspection.visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
 from ..masking import draw_masks
@@ -101,15 +103,19 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
     masks = evaluation_masks(config, len(loader.dataset), units, seed)
     scores = score_predictions(accelerator, model, loader, processor, masks)
     error, mean_color, neighbors = (scores[predictor]["masked_mse"] for predictor in PREDICTORS)
-    tiny = torch.finfo(torch.float32).tiny
     return {
         "eval_masked_mse": error,
         "eval_mean_color_mse": mean_color,
         "eval_neighbor_average_mse": neighbors,
-        "eval_ratio_to_mean_color": error / max(mean_color, tiny),  # constant images have no error to compare with
-        "eval_ratio_to_neighbor_average": error / max(neighbors, tiny),
+        "eval_ratio_to_mean_color": _ratio(error, mean_color),
+        "eval_ratio_to_neighbor_average": _ratio(error, neighbors),
         "eval_samples": len(loader.dataset),
     }
+
+
+def _ratio(error: float, baseline: float) -> float:
+    """No number where the images are so plain that the baseline has no error to compare with."""
+    return error / baseline if baseline > LEAST_ERROR else math.nan
 
 
 def save_pictures(

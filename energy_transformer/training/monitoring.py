@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 from ..utils.errors import UserError
-from ..utils.files import atomic_path
+from ..utils.files import as_json, atomic_path
 from .arguments import CommonArguments
 from .records import public_options
 
@@ -70,7 +70,7 @@ class TrainingLog:
             return
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(as_json({"step": step, **values}) + "\n")
         except OSError as error:
             logger.warning(f"step {step}: {self.path} could not be written: {error.strerror}")
 

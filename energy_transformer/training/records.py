@@ -1,5 +1,6 @@
 """The options of a run as others may read them: in results, cards, trackers and pushed states."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,4 +27,5 @@ def public_options(args: CommonArguments) -> dict[str, Any]:
         value = options[name]
         if value is not None and (name in PATHS or is_local_path(value)):
             options[name] = LOCAL_PATH
-    return options
+    # what JSON has no number for
+    return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in options.items()}

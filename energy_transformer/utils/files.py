@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -44,7 +45,20 @@ def atomic_files(folder: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(as_json(content, indent=2) + "\n")
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """JSON, in which figures that are infinite or no numbers are null, as JSON knows none."""
+    return json.dumps(_without_infinities(content), indent=indent, allow_nan=False)
+
+
+def _without_infinities(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_infinities(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_infinities(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def remove(path: Path) -> None:
