@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
             f"{results['train_data_wait_share']:.1%} of the time waiting for data"
         )
         print("held-out mean squared error over the hidden pixels, in units of [0, 1]:")
-        print(f"  model              {results['eval_masked_mse']:.5f}")
+        print(f"  model             {results['eval_masked_mse']:.5f}")
         print(f"  mean color        {results['eval_mean_color_mse']:.5f}")
         print(f"  neighbor average  {results['eval_neighbor_average_mse']:.5f}")
         print(f"  model / mean color: {results['eval_ratio_to_mean_color']:.3f}")

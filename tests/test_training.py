@@ -79,7 +79,7 @@ def test_says_where_everything_is(finished):
     for name in ("model ", "mean color", "neighbor average", "model / mean color"):
         assert name in done.stdout
     assert "step 3: held-out error" in done.stdout
-    assert "loss=" in done.stderr and "images/s=" in done.stderr
+    assert "loss " in done.stdout and " images/s" in done.stdout
 
 
 def test_leaves_a_complete_folder(finished):

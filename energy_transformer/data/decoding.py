@@ -17,6 +17,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_backends import PilBackend
 
+from ..utils.console import is_terminal
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 from .pixels import load_image, resize_to_tensor
@@ -60,7 +61,9 @@ class Decoder(Dataset):
     def batches(self, num_workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """All rows in their order, as `__getitems__` returns them, decoded by so many processes (0: this one)."""
         loader = DataLoader(self, batch_size=_BATCH, num_workers=num_workers, collate_fn=_as_it_is)
-        with tqdm(total=len(self), desc="decoding images", unit="image", leave=False) as progress:
+        with tqdm(
+            total=len(self), desc="decoding images", unit="image", leave=False, disable=not is_terminal()
+        ) as progress:
             for images, broken in loader:
                 yield images, broken
                 progress.update(len(images))

@@ -24,7 +24,7 @@ from ..utils.errors import UserError
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints, find_state
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
-from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
+from .monitoring import StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
 from .output_folder import check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
@@ -59,7 +59,7 @@ class TrainingSetup(ABC):
             cpu=args.cpu,
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
-            log_with=tracker_name(args),
+            log_with=trackers(args),
             project_dir=self.folder / "runs",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         )
@@ -100,8 +100,7 @@ class TrainingSetup(ABC):
         if self.accelerator.is_main_process:
             prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
         self.accelerator.wait_for_everyone()
-        start_tracker(self.accelerator, args, self.checkpoints.run_id, self.step)
-        self.log = TrainingLog(self.accelerator, self.folder, self.step)
+        start_trackers(self.accelerator, args, self.checkpoints.run_id, self.step)
 
     # What a task adds
 

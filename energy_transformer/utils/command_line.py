@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from .console import prepare_console
 from .errors import UserError
 from .suggestions import did_you_mean
 from .tokens import hide_tokens
@@ -50,6 +51,7 @@ class OneLineErrors(argparse.ArgumentParser):
 
 def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     """Call `main` with the words of the command line, and leave with 0, or with 2 after a [`UserError`]."""
+    prepare_console()
     try:
         main(sys.argv[1:])
     except UserError as error:
