@@ -17,13 +17,13 @@ NAMED = 5  # broken images in a report
 class ImageTensors(Dataset):
     """The images of a split as uint8 tensors of one size.
 
-    `dataset[i]` is {"image": (C, H, W) uint8, "index": i}, and "label" where a column of them is named; a loader gets
-    whole batches through `__getitems__`, with [`collate`] as its `collate_fn`.
+    `dataset[i]` is {"image": (C, H, W) uint8, "index": i, "is_own": bool}, and "label" where a column of them is named;
+    a loader gets whole batches through `__getitems__`, with [`collate`] as its `collate_fn`.
 
     A split of at most `max_cached_bytes` is decoded once, to a memory-mapped file in the cache of `datasets`; a larger
     one as it is read. Broken images are left out, so that `len(dataset)` counts the others; where they are found only
-    as they are read, the next good image stands in for one, so that a batch keeps its size. [`broken_images`] counts
-    and names them.
+    as they are read, the next good image stands in for one, so that a batch keeps its size, and "is_own" is false: an
+    evaluation leaves it out. [`broken_images`] counts and names them.
 
     Args:
         split: a `datasets.Dataset`.
@@ -32,7 +32,7 @@ class ImageTensors(Dataset):
         label_column: its column of labels, numbers or lists of numbers of one length.
         max_cached_bytes: 4 GiB by default.
         on_broken_image: "skip" as above, or "error".
-        check: look for broken images beforehand also where they are not decoded once, as an evaluation must.
+        check: look for broken images beforehand also where they are not decoded once.
         num_workers: processes that decode once or check; 0: this one.
 
     Raises:
@@ -77,7 +77,7 @@ class ImageTensors(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         index = torch.tensor(indices)
-        rows = self._rows[index]
+        rows = asked = self._rows[index]
         if self._pixels is None:
             decoded = [self._decode_from(row) for row in rows.tolist()]
             rows = torch.tensor([row for row, _ in decoded])
@@ -85,7 +85,7 @@ class ImageTensors(Dataset):
         else:
             images = self._pixels[rows]
         labels = {} if self._labels is None else {"label": self._labels[rows]}
-        return {"image": images, "index": index, **labels}
+        return {"image": images, "index": index, "is_own": rows == asked, **labels}
 
     @staticmethod
     def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -105,6 +105,11 @@ class ImageTensors(Dataset):
                     raise
                 self._broken[row] = True
         raise self._nothing_readable()
+
+    @property
+    def num_readable(self) -> int:
+        """The images that are not known to be broken."""
+        return int((~self._broken[self._rows]).sum())
 
     def broken_rows(self) -> list[int]:
         """The rows of the split whose image is known to be broken."""

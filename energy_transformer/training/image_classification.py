@@ -7,6 +7,7 @@ from typing import ClassVar
 import datasets
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
@@ -119,7 +120,12 @@ class ImageClassificationTraining(Training):
 
     @cached_property
     def _pixel_probe_accuracy(self) -> float:
-        return pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names))
+        """Of the main process, while the others wait for it."""
+        found: list[float | None] = [None]
+        if self.accelerator.is_main_process:
+            workers = self.args.dataloader_num_workers
+            found = [pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names), workers)]
+        return broadcast_object_list(found)[0]
 
     def describe(self, results: dict[str, float]) -> str:
         return f"held-out accuracy {results['eval_accuracy']:.3f}"

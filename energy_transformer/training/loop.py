@@ -17,7 +17,7 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..data import batch_slice
+from ..data import batch_slice, broken_images_report
 from ..utils.console import Progress, without_model_bars
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
@@ -177,7 +177,12 @@ class TrainingLoop(TrainingSetup):
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
-        return self.evaluate()
+        results = self.evaluate()
+        count, reasons = self.eval_images.broken_images()
+        if count > self.known_broken_held_out:
+            self.known_broken_held_out = count
+            logger.warning(f"evaluation {broken_images_report(count, reasons)}")
+        return results
 
     def _check_metric(self, results: dict[str, float], done: str = "") -> None:
         """Raises a `UserError` when the task's figure is no number; of others it is only told."""

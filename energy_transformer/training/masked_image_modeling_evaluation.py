@@ -20,6 +20,7 @@ from ..inspection.visualization import descent_figure, energy_figure, reconstruc
 from ..masking import draw_masks
 from ..metrics import load_metric, mean_visible_color, neighbor_average, paint_hidden
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
+from .loaders import share_broken_images
 from .masked_image_modeling_arguments import MaskedImageModelingArguments
 
 PREDICTORS = ("model", "mean_color", "neighbor_average")
@@ -55,7 +56,7 @@ def score_predictions(
     num_steps: int | None = None,
     confidence_level: float | None = None,
 ) -> dict[str, dict[str, float]]:
-    """What each of `metrics` says of each of [`PREDICTORS`], the same on every process.
+    """What each of `metrics` says of each of [`PREDICTORS`], the same on every process; without broken images.
 
     The masked error is that of the prediction as it is, in units of [0, 1]; PSNR and SSIM are those of the picture that
     one sees: the original with the hidden patches filled in, clipped to [0, 1]. Under `norm_pix_loss` mean and
@@ -90,9 +91,10 @@ def score_predictions(
             for (predictor, metric), module in modules.items()
         ]
         scores = torch.stack([score.float().to(pixel_values.device) for score in scores], dim=-1)
-        scores = accelerator.gather_for_metrics(scores)
-        for module, score in zip(modules.values(), scores.T, strict=True):
+        scores, is_own = accelerator.gather_for_metrics((scores, batch["is_own"]))
+        for module, score in zip(modules.values(), scores[is_own].T, strict=True):
             module.add_batch(scores=score)
+    share_broken_images(loader.dataset)
     computed = {key: module.compute(confidence_level=confidence_level) for key, module in modules.items()}
     return {p: {name: value for m in metrics for name, value in computed[p, m].items()} for p in PREDICTORS}
 
@@ -109,7 +111,7 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
         "eval_neighbor_average_mse": neighbors,
         "eval_ratio_to_mean_color": _ratio(error, mean_color),
         "eval_ratio_to_neighbor_average": _ratio(error, neighbors),
-        "eval_samples": len(loader.dataset),
+        "eval_samples": loader.dataset.num_readable,
     }
 
 

@@ -195,6 +195,7 @@ class TrainingSetup(ABC):
             )
         self.train_samples = None if self.args.streaming else len(train_images)
         self.known_broken_images = train_images.broken_images()[0]
+        self.known_broken_held_out = self.eval_images.broken_images()[0]
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
 
