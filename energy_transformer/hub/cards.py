@@ -8,13 +8,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
-from ..utils.files import atomic_path
+from ..utils.files import LOCAL_PATH, atomic_path
 from .loading import split_revision
 from .tasks import LEAST_ERROR, TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LICENSE = "apache-2.0"
-LOCAL_PATH = "(a local path)"  # what stands for one in results that are published
 _ANY_REPO = "USER/REPO"
 _TAGS = ["energy-transformer", "hopfield-network", "associative-memory"]
 _RECIPE = (
@@ -132,6 +131,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         data=data,
         base_model=_on_the_hub(arguments.get("model_name_or_path")),
         recipe={name: value for name in _RECIPE if (value := {**arguments, **run}.get(name)) is not None},
+        overridden=[_overridden(entry) for entry in run.get("overridden_options", [])],
         hardware=hardware,
         limits=limits,
     )
@@ -193,6 +193,11 @@ def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
                 "the pictures, those of the hidden patches were estimated from the visible ones."
             )
     return {"heading": task.metric_name, "images": run["eval_samples"], "rows": rows, "note": note}
+
+
+def _overridden(entry: dict) -> str:
+    changes = ", ".join(f"`{name}` was {old}, then {new}" for name, (old, new) in entry["options"].items())
+    return f"at step {entry['step']}: {changes}"
 
 
 def _number(value: float | None) -> str:

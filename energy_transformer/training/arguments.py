@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..utils.errors import UserError
+from ..utils.files import LOCAL_PATH
 from ..utils.option_parser import JoinedByCommas, OptionParser, whole_number
 from .option_rules import COMMON_RULES, check
-from .recipes import find_recipe, options_of_file, recipe_of_dataset
+from .recipes import as_words, find_recipe, options_of_file, recipe_of_dataset
 
 
 def option(default: Any, help: str, group: str | None = None, **more: Any) -> Any:
@@ -152,6 +153,9 @@ class CommonArguments:
     resume_from_checkpoint: str | None = _saving(
         None, "Go on from a saved state: 'latest', its folder, or USER/REPO[@REVISION] of the Hub."
     )
+    override_saved_options: bool = _saving(
+        False, "Go on with the options that are given now, where those of the saved state are others."
+    )
 
     logging_steps: int = _report(20, "Report the loss, the rate, the energies and the speed every N steps.")
     sample_steps: int | None = _report(None, "Write the pictures into samples/step-STEP every N steps.")
@@ -212,8 +216,8 @@ def parse_arguments(
 ) -> Arguments:
     """A task's options: of a recipe, overridden by the other words of `argv`.
 
-    The recipe is the one that `--config` names, else `default_config`, else that of the dataset. Epochs on the command
-    line beat steps in the recipe.
+    The recipe is the one that `--config` names, else `default_config`, else that of the dataset; a run that is resumed
+    without `--config` has the options of the state in its place. Epochs on the command line beat steps in the recipe.
 
     Raises:
         UserError: for an unreadable file, an unknown key in it, a value that is not allowed, or no recipe.
@@ -223,27 +227,50 @@ def parse_arguments(
     parser.add_argument("--config", metavar="RECIPE", help="A recipe by its name, or a YAML file with options.")
     given = parser.given([word for word in argv if word not in _HELP])
     try:
-        recipe = _find_recipe(given, default_config, arguments_class.task)
+        values, source = _base_options(parser, given, default_config, arguments_class)
     except UserError:
         if not _HELP & set(argv):
             raise
         parser.print_help()
         raise SystemExit(0) from None
-    known = {each.name for each in fields(arguments_class)}
-    values = _merge(parser.given(options_of_file(recipe, known), source=recipe), given)
+    values = _merge(values, given)
     if _HELP & set(argv):
         parser.set_defaults(**values)
-        parser.epilog = f"Defaults are those of {recipe}."
+        parser.epilog = f"Defaults are those of {source}."
         parser.print_help()
         raise SystemExit(0)
+    if LOCAL_PATH in values.values():
+        from .resumption import require_paths
+
+        require_paths(values)
     return arguments_class(**values)
 
 
-def _find_recipe(given: dict[str, Any], default_config: Path | None, task: str) -> Path:
-    if config := given.pop("config", None):
-        return find_recipe(config, task)
-    dataset_name = given.get("dataset_name", CommonArguments.dataset_name)
-    return default_config or recipe_of_dataset(dataset_name, given.get("train_dir"), task)
+def _base_options(
+    parser: OptionParser, given: dict[str, Any], default_config: Path | None, arguments_class: type[CommonArguments]
+) -> tuple[dict[str, Any], object]:
+    """What the options of the command line are added to, and where it stands: a recipe, or a saved state."""
+    known = {each.name for each in fields(arguments_class)}
+    config, resumed = given.pop("config", None), given.get("resume_from_checkpoint")
+
+    def of_recipe() -> tuple[dict[str, Any], object]:
+        if config:
+            path = find_recipe(config, arguments_class.task)
+        else:
+            dataset_name = given.get("dataset_name", CommonArguments.dataset_name)
+            path = default_config or recipe_of_dataset(dataset_name, given.get("train_dir"), arguments_class.task)
+        return parser.given(options_of_file(path, known), source=path), path
+
+    if resumed and not config and not default_config:
+        from .resumption import saved_options  # which imports torch
+
+        output_dir = given.get("output_dir")
+        if resumed == "latest" and output_dir is None:
+            output_dir = of_recipe()[0].get("output_dir")
+        saved = saved_options(resumed, output_dir, arguments_class)
+        if saved is not None:
+            return parser.given(as_words(saved), source=resumed), f"the saved state {resumed}"
+    return of_recipe()
 
 
 def _merge(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

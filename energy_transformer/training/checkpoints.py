@@ -27,6 +27,7 @@ from .publishing import pull_state
 logger = get_logger(__name__)
 MANIFEST = "manifest.json"
 BEST = "best.json"
+RECORD = "record"  # of the options, in what a state says of its run
 _LOADER = "loader_{}.bin"
 # torch.save has no exception of its own for a full disk; it may meet it in any of these
 _TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream", "file write failed")
@@ -259,7 +260,7 @@ class Checkpoints:
             UserError: when it is of a run with other data, another model, seed or batch.
         """
         for name, value in state.run.items():
-            if value != self.run.get(name):
+            if name != RECORD and value != self.run.get(name):  # the record is compared by `resumption`
                 raise UserError(
                     f"resume_from_checkpoint: {state.folder} was saved with {name}={value}, got {self.run.get(name)}"
                 )

@@ -32,6 +32,9 @@ class Training(TrainingLoop):
             UserError: when a loss or a figure is not finite, or the model cannot be written.
             SystemExit: 143 after SIGTERM and 130 after SIGINT, when the step is done and its state saved.
         """
+        if self.finished is not None:
+            self._leave_as_it_is()
+            return self.finished
         first_step = self.step
         with Interruption(self.accelerator) as interruption:
             self._train(interruption)
@@ -59,9 +62,18 @@ class Training(TrainingLoop):
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self._check_metric(figures, f" (the model and the other results are in {self.folder})")
+        self._publish()
+        return results
+
+    def _leave_as_it_is(self) -> None:
+        if self.accelerator.is_main_process:
+            print(f"the run in {self.folder} has finished its {self.total_steps} steps: nothing is changed", flush=True)
+        self.accelerator.end_training()
+        self._publish()
+
+    def _publish(self) -> None:
         if self.publisher:
             print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
-        return results
 
     def _load_best(self) -> None:
         """The best of the saved states that are whole; the model stays as it is where none is."""
@@ -105,6 +117,7 @@ class Training(TrainingLoop):
             "transformers": transformers.__version__,
             "python": platform.python_version(),
             "arguments": public_options(self.args),
+            "overridden_options": self.record["overridden"],
         }
         write_json(self.folder / "all_results.json", record)
         write_card(self.folder, self.publisher and self.publisher.repo_id, self.args.license)

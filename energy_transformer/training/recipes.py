@@ -85,7 +85,11 @@ def _read(path: Path) -> dict:
 
 
 def as_words(options: dict) -> list[str]:
-    """Options as words of a command line; those without a value are left out."""
+    """Options as words of a command line; those without a value are left out.
+
+    Raises:
+        UserError: for a list that holds another option.
+    """
     words: list[str] = []
     for name, value in options.items():
         if name == "mixed_precision" and value is False:
@@ -93,6 +97,8 @@ def as_words(options: dict) -> list[str]:
         if isinstance(value, dict):
             value = ",".join(f"{key}={json.dumps(entry)}" for key, entry in value.items())
         if isinstance(value, list):
+            if any(str(entry).startswith("-") and not isinstance(entry, int | float) for entry in value):
+                raise UserError(f"{name} must be a list of values, got {value}")
             words.extend([f"--{name}", *map(str, value)])
         elif value is not None:
             words.append(f"--{name}={value}")

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..hub.cards import LOCAL_PATH
+from ..utils.files import LOCAL_PATH
 from .arguments import CommonArguments
 
 PATHS = ("output_dir", "train_dir", "validation_dir")
-_PATHS_OR_NAMES = ("dataset_name", "model_name_or_path", "resume_from_checkpoint")
+PATHS_OR_NAMES = ("dataset_name", "model_name_or_path", "resume_from_checkpoint")
 _WORDS = ("demo", "latest")  # what these options take beside paths and repositories
 
 
@@ -23,7 +23,7 @@ def is_local_path(value: str) -> bool:
 def public_options(args: CommonArguments) -> dict[str, Any]:
     """All options and their values; a path of this machine, which nobody else can use, is told as being one."""
     options = asdict(args)
-    for name in (*PATHS, *_PATHS_OR_NAMES):
+    for name in (*PATHS, *PATHS_OR_NAMES):
         value = options[name]
         if value is not None and (name in PATHS or is_local_path(value)):
             options[name] = LOCAL_PATH

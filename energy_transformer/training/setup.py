@@ -22,12 +22,22 @@ from ..data import Augmentation, load_image_datasets
 from ..data.image_processing import build_image_processor
 from ..utils.errors import UserError
 from .arguments import CommonArguments
-from .checkpoints import Checkpoints, find_state
+from .checkpoints import RECORD, Checkpoints, find_state
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
-from .monitoring import StepTimer, start_trackers, trackers
+from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
 from .output_folder import check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
+from .resumption import (
+    FreshOptions,
+    check_options,
+    command_of,
+    finished_results,
+    keep_paths,
+    last_loss,
+    record_of,
+    require_steps,
+)
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu
 
 logger = get_logger(__name__)
@@ -66,39 +76,46 @@ class TrainingSetup(ABC):
         shard_on_cpu(self.accelerator)
         state = find_state(self.folder, args.resume_from_checkpoint)
         check_output_dir(args, state)
+        if state:
+            check_options(args, self.config, state)
+        self.record = record_of(args, self.config, state)
         self._check_launch()
         self.publisher: Publisher | None = None
         if args.push_to_hub and self.accelerator.is_main_process:
             self.publisher = Publisher(args)
         self._build_data()
         self.total_steps = self._count_steps()
+        self.finished: dict[str, Any] | None = None  # the results of a run that had ended before
+        if state:
+            if continues_in(self.folder, state):
+                self.finished = finished_results(args, state, self.total_steps)
+            require_steps(self.total_steps, state.step)
+        if self.finished:
+            return
         self._check_best_is_measured()
         set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
         self.timer, self.grad_norm = StepTimer(), None
-        self.last_loss: float | None = None
         self.checkpoints = Checkpoints(
             self.accelerator,
             self.folder,
             self.train_loader,
-            run={
-                "seed": args.seed,
-                "dataset_name": args.dataset_name,
-                "dataset_config_name": args.dataset_config_name,
-                "train_dir": args.train_dir,
-                "train_val_split": args.train_val_split,
-                "max_train_samples": args.max_train_samples,
-                "images_per_step": self.images_per_step,
-                "shuffle_buffer_size": args.shuffle_buffer_size if args.streaming else None,
-            },
+            run={"images_per_step": self.images_per_step, "train_samples": self.train_samples, RECORD: self.record},
             run_id=state.run_id if state else uuid.uuid4().hex[:8],
             limit=args.checkpoints_total_limit,
             minimize=self.minimize,
         )
+        fresh = FreshOptions(self.optimizer, self.schedule)
         self.step = self.checkpoints.load(state) if state else 0
+        self.last_loss = last_loss(self.folder / LOG, self.step)
+        if state and args.override_saved_options:
+            fresh.apply()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
+            keep_paths(args)
+            if state:
+                print(f"resumed at step {self.step} of {self.total_steps}: {command_of(args)}", flush=True)
         self.accelerator.wait_for_everyone()
         start_trackers(self.accelerator, args, self.checkpoints.run_id, self.step)
 

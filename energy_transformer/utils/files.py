@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SAVING = ".saving-"  # begins the name of what is not whole yet; a process that is killed leaves it
+LOCAL_PATH = "(a local path)"  # what stands for one in what is published
 _BLOCK = 2**20
 
 
