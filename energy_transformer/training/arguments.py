@@ -144,6 +144,9 @@ class CommonArguments:
     resume_from_checkpoint: str | None = option(
         None, "A saved state to go on from: 'latest', its folder, or USER/REPO[@REVISION]."
     )
+    trust_state: bool = option(
+        False, "Also read a saved state in FSDP's sharded or DeepSpeed's format, which can run code of its author."
+    )
     logging_steps: int = option(20, "Report loss, rate, energies and speed every N steps.")
     sample_steps: int | None = option(None, "Write the pictures into samples/step-STEP every N steps.")
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = option(None, "Tracker for the reports.")

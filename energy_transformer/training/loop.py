@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from ..data import batch_slice
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
-from .checkpoints import newest_state
 from .interruption import Interruption
 from .loaders import Batch
+from .saved_states import newest_state
 from .setup import TrainingSetup
 from .sharding import is_sharded, vectors_to_scalars
 

@@ -9,8 +9,9 @@ from accelerate.logging import get_logger
 from ..utils.errors import UserError
 from ..utils.files import SAVING, remove
 from .arguments import CommonArguments
-from .checkpoints import BEST, SavedState, holds_run, state_folders
+from .checkpoints import BEST
 from .monitoring import LOG
+from .saved_states import SavedState, holds_run, state_folders
 
 logger = get_logger(__name__)
 _RUN_FILES = (

@@ -1,9 +1,10 @@
 """From options to a run that is ready to train: devices, data, model, saved state and output folder."""
 
+import json
 import math
 import os
-import uuid
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,14 +22,23 @@ from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import Augmentation, load_image_datasets
 from ..data.image_processing import build_image_processor
 from ..utils.errors import UserError
+from .agreement import (
+    fingerprint,
+    images_fingerprint,
+    main_decides,
+    require_agreement,
+    require_shared_folder,
+)
 from .arguments import CommonArguments
-from .checkpoints import Checkpoints, find_state
+from .checkpoints import Checkpoints
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
 from .output_folder import check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
+from .saved_states import choose_state
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu
+from .state_files import StateFiles, layout_of
 
 logger = get_logger(__name__)
 
@@ -64,9 +74,13 @@ class TrainingSetup(ABC):
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         )
         shard_on_cpu(self.accelerator)
-        state = find_state(self.folder, args.resume_from_checkpoint)
-        check_output_dir(args, state)
         self._check_launch()
+        own = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
+        options = {f"value of {name}": value for name, value in asdict(args).items() if name not in own}
+        require_agreement(self.accelerator, options)
+        require_shared_folder(self.accelerator, self.folder)
+        state = choose_state(self.accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
+        main_decides(self.accelerator, lambda: check_output_dir(args, state))
         self.publisher: Publisher | None = None
         if args.push_to_hub and self.accelerator.is_main_process:
             self.publisher = Publisher(args)
@@ -80,7 +94,7 @@ class TrainingSetup(ABC):
         self.checkpoints = Checkpoints(
             self.accelerator,
             self.folder,
-            self.train_loader,
+            StateFiles(self.accelerator, self.model, self.optimizer, self.schedule, self.average, self.train_loader),
             run={
                 "seed": args.seed,
                 "dataset_name": args.dataset_name,
@@ -91,7 +105,8 @@ class TrainingSetup(ABC):
                 "images_per_step": self.images_per_step,
                 "shuffle_buffer_size": args.shuffle_buffer_size if args.streaming else None,
             },
-            run_id=state.run_id if state else uuid.uuid4().hex[:8],
+            held_out=self.held_out,
+            resumed=state,
             limit=args.checkpoints_total_limit,
             minimize=self.minimize,
         )
@@ -182,6 +197,11 @@ class TrainingSetup(ABC):
             raise UserError(
                 "ema_decay and sample_steps need the whole model on each process: not with FSDP or DeepSpeed"
             )
+        if self.args.load_best_model_at_end and layout_of(self.accelerator) != "whole" and not self.args.trust_state:
+            raise UserError(
+                "load_best_model_at_end reads a saved state, which this launch file lets be written in a format that "
+                "can run code: pass --trust_state, or take fsdp_state_dict_type: FULL_STATE_DICT"
+            )
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.args.tf32
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it does not see our loader
             config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -196,6 +216,17 @@ class TrainingSetup(ABC):
             )
         self.train_samples = None if self.args.streaming else len(train_images)
         self.known_broken_images = train_images.broken_images()[0]
+        held_out = images_fingerprint(self.eval_images)
+        self.held_out = f"{held_out}, measured by a model of {fingerprint(self.config.to_dict())}"
+        require_agreement(
+            self.accelerator,
+            {
+                "training images": images_fingerprint(train_images),
+                "held-out images": held_out,
+                "columns": (image_column, label_column),
+                "configuration of the model": json.loads(self.config.to_json_string()),
+            },
+        )
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
 
@@ -205,7 +236,6 @@ class TrainingSetup(ABC):
         if args.ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
             self.average = average.to(self.accelerator.device).requires_grad_(False)
-            self.accelerator.register_for_checkpointing(self.average)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if args.compile:
@@ -215,7 +245,6 @@ class TrainingSetup(ABC):
         self.vectors = scalars_to_vectors(model) if sharded else set()
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
         self.schedule = build_schedule(self.optimizer, args, self.total_steps)
-        self.accelerator.register_for_checkpointing(self.schedule)
 
     def _count_steps(self) -> int:
         args, steps_per_epoch = self.args, self.train_loader.steps_per_epoch

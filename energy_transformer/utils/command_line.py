@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .errors import UserError
+from .errors import ToldElsewhereError, UserError
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -20,6 +20,8 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     """Call `main` with the words of the command line, and leave with 0, or with 2 after a [`UserError`]."""
     try:
         main(sys.argv[1:])
+    except ToldElsewhereError:
+        sys.exit(2)
     except UserError as error:
         # a worker of a DataLoader puts a traceback before the message
         message = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
