@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def state_to_push(output_dir: Path) -> Path:
-    from energy_transformer.training.checkpoints import newest_state
+    from energy_transformer.training.saved_states import newest_state
 
     state = newest_state(output_dir)
     if state is None:

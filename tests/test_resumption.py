@@ -9,10 +9,10 @@ from PIL import Image
 from training_runs import OPTIONS, ROOT, build, finish, launcher, log, losses, script, train, weights
 
 from energy_transformer.training.arguments import parse_arguments
-from energy_transformer.training.checkpoints import MANIFEST, RECORD, SavedState
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.resumption import command_of
+from energy_transformer.training.saved_states import OPTIONS_FILE, SavedState
 from energy_transformer.utils.errors import UserError
 
 SAVING = ["--checkpointing_steps=4", "--train_val_split=0.2"]
@@ -103,7 +103,7 @@ def test_overridden_options_apply_and_are_recorded(unfinished, capsys):
     assert changed == {"step": 8, "options": expected}
     assert "Changed at step 8: `learning_rate` was 0.006, then 0.001" in (unfinished / "README.md").read_text()
     # the next run goes on with the new ones, and still knows of the change
-    record = SavedState.read(unfinished / "checkpoint-16").run[RECORD]
+    record = SavedState.read(unfinished / "checkpoint-16").options()
     assert record["options"]["weight_decay"] == 0.5 and record["overridden"] == [changed]
     assert parse(f"--output_dir={unfinished}", "--resume_from_checkpoint=latest").learning_rate == 1e-3
 
@@ -188,10 +188,10 @@ def test_paths_are_known_on_this_machine_alone(tmp_path):
     ],
 )
 def test_saved_options_are_checked_like_others(unfinished, options, message, capsys):
-    path = unfinished / "checkpoint-8" / MANIFEST
-    manifest = json.loads(path.read_text())
-    manifest["run"][RECORD]["options"].update(options)
-    path.write_text(json.dumps(manifest))
+    path = unfinished / "checkpoint-8" / OPTIONS_FILE
+    record = json.loads(path.read_text())
+    record["options"].update(options)
+    path.write_text(json.dumps(record))
     words = [f"--output_dir={unfinished}", "--resume_from_checkpoint=latest"]
     if message is None:
         args = parse(*words)

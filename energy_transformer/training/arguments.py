@@ -153,6 +153,9 @@ class CommonArguments:
     resume_from_checkpoint: str | None = _saving(
         None, "Go on from a saved state: 'latest', its folder, or USER/REPO[@REVISION] of the Hub."
     )
+    trust_state: bool = _saving(
+        False, "Also read a saved state in FSDP's sharded or DeepSpeed's format, which can run code of its author."
+    )
     override_saved_options: bool = _saving(
         False, "Go on with the options that are given now, where those of the saved state are others."
     )

@@ -13,11 +13,12 @@ from ..data import broken_images_report
 from ..hub.cards import write_card
 from ..utils.errors import UserError
 from ..utils.files import write_json
-from .checkpoints import newest_state, ranked_states
+from .agreement import main_decides
 from .hardware import device_name
 from .interruption import Interruption
 from .loop import TrainingLoop
 from .records import public_options
+from .saved_states import SavedState, newest_state
 
 logger = get_logger(__name__)
 
@@ -77,16 +78,22 @@ class Training(TrainingLoop):
 
     def _load_best(self) -> None:
         """The best of the saved states that are whole; the model stays as it is where none is."""
-        for state in ranked_states(self.folder, self.minimize):
+        best = main_decides(self.accelerator, self._find_best)
+        if best is None:
+            logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
+        else:
+            logger.info(f"the best state is {best.folder.name}")
+            self.checkpoints.load(best)
+
+    def _find_best(self) -> SavedState | None:
+        for state in self.checkpoints.ranked():
             try:
                 state.verify()
             except UserError as error:
                 logger.warning(f"load_best_model_at_end: passed over: {error}")
             else:
-                logger.info(f"the best state is {state.folder.name}")
-                self.checkpoints.load(state)
-                return
-        logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
+                return state
+        return None
 
     def _report_broken_images(self) -> int:
         """Of training, on all processes; tells those that were found as images were read."""

@@ -21,10 +21,10 @@ from ..data import batch_slice, broken_images_report
 from ..utils.console import Progress, without_model_bars
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
-from .checkpoints import newest_state
 from .interruption import Interruption
 from .loaders import Batch
 from .monitoring import track
+from .saved_states import newest_state
 from .setup import TrainingSetup
 from .sharding import is_sharded, vectors_to_scalars
 

@@ -17,9 +17,9 @@ from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
 from ..utils.files import LOCAL_PATH, write_json
 from .arguments import CommonArguments
-from .checkpoints import RECORD, SavedState, newest_state
 from .publishing import pull_state
 from .records import PATHS, PATHS_OR_NAMES, is_local_path, public_options
+from .saved_states import SavedState, newest_state
 
 PATHS_FILE = "paths.json"  # in the output folder, and never pushed
 _NEVER_SAVED = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "override_saved_options", "trust_state")
@@ -48,45 +48,50 @@ _NOT_OF_THE_MODEL = (
 )
 
 
-def record_of(args: CommonArguments, config: EnergyTransformerConfig, state: SavedState | None) -> dict[str, Any]:
-    """What the states of this run record of its options, and of those that were others before `state`."""
-    before = list(state.run.get(RECORD, {}).get("overridden", [])) if state else []
-    changed = differences(args, config, state) if state else {}
-    own = (
-        [{"step": state.step, **{name: list(values) for name, values in changed.items()}}] if state and changed else []
-    )
+Record = dict[str, Any]  # of a state: its `task`, `options`, fields of the `model`, and what was `overridden` before
+
+
+def record_of(args: CommonArguments, config: EnergyTransformerConfig, saved: Record | None, step: int) -> Record:
+    """What the states of this run record of its options, and of those that were others until `step` in `saved`."""
+    before = saved["overridden"] if saved else []
+    changed = differences(args, config, saved) if saved else {}
+    overridden = [*before, {"step": step, "options": changed}] if changed else before
     model = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
     options = {name: value for name, value in public_options(args).items() if name not in _NEVER_SAVED}
-    return {"task": args.task, "options": options, "model": _plain(model), "overridden": _plain([*before, *own])}
+    return _plain({"task": args.task, "options": options, "model": model, "overridden": overridden})
 
 
-def differences(
-    args: CommonArguments, config: EnergyTransformerConfig, state: SavedState
-) -> dict[str, tuple[Any, Any]]:
+def options_of(state: SavedState) -> Record:
+    """Raises:
+    UserError: when they cannot be read.
+    """
+    try:
+        return state.options()
+    except UserError as error:
+        raise UserError(f"resume_from_checkpoint: {error}") from error
+
+
+def differences(args: CommonArguments, config: EnergyTransformerConfig, saved: Record) -> dict[str, tuple[Any, Any]]:
     """The options and the fields of the model that are not what they were, with both values."""
-    record = state.run.get(RECORD, {})
-    options, model = record.get("options", {}), record.get("model", {})
-    now, model_now = _plain(public_options(args)), _plain(config.to_dict())
-    found = {
-        name: (options[name], now[name])
-        for name in (*_FIXED, *_CHANGEABLE)
-        if name in options and name in now and options[name] != now[name]
-    }
+    options, now = saved["options"], _plain(public_options(args))
+    names = [name for name in (*_FIXED, *_CHANGEABLE) if name in options and name in now]
+    found = {name: (options[name], now[name]) for name in names if options[name] != now[name]}
+    model = _plain(config.to_dict())
     fields_of_model = {
-        name: (value, model_now[name])
-        for name, value in model.items()
-        if name in model_now and value != model_now[name] and name not in found
+        name: (value, model[name])
+        for name, value in saved["model"].items()
+        if name in model and value != model[name] and name not in found
     }
     return {**found, **fields_of_model}
 
 
-def check_options(args: CommonArguments, config: EnergyTransformerConfig, state: SavedState) -> None:
-    """See that the run goes on as it was begun.
+def check_options(args: CommonArguments, config: EnergyTransformerConfig, folder: Path, saved: Record) -> None:
+    """See that the run goes on as it was begun in the state of `folder`.
 
     Raises:
         UserError: when options are others than those of the state, unless they may be and were asked for.
     """
-    changed = differences(args, config, state)
+    changed = differences(args, config, saved)
     fixed = [name for name in changed if name in _FIXED]
     if "ema_decay" in changed and None in changed["ema_decay"]:  # there is an average to go on with, or there is none
         fixed.append("ema_decay")
@@ -97,7 +102,7 @@ def check_options(args: CommonArguments, config: EnergyTransformerConfig, state:
     way = "pass --override_saved_options to go on with the new ones, or leave them out"
     if fixed:
         way = f"start a new run for another {' or '.join(fixed)}"
-    raise UserError(f"resume_from_checkpoint: {state.folder} was saved with other options: {told} ({way})")
+    raise UserError(f"resume_from_checkpoint: {folder} was saved with other options: {told} ({way})")
 
 
 def require_steps(total_steps: int, done: int) -> None:
@@ -137,30 +142,6 @@ def last_loss(log: Path, step: int) -> float | None:
         return None
 
 
-class FreshOptions:
-    """The optimizer's options of this run, noted before a state brings those that it was saved with.
-
-    Args:
-        optimizer: with the rates and decays of this run.
-        schedule: its `LambdaLR`, at step 0.
-    """
-
-    def __init__(self, optimizer, schedule):
-        self.optimizer, self.schedule = optimizer, schedule
-        names = ("initial_lr", "weight_decay", "betas")
-        self._groups = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
-        self._rates = list(schedule.base_lrs)
-
-    def apply(self) -> None:
-        """Let them hold from the step on at which the state was saved."""
-        self.schedule.base_lrs = list(self._rates)
-        factors = [factor(self.schedule.last_epoch) for factor in self.schedule.lr_lambdas]
-        rates = [rate * factor for rate, factor in zip(self._rates, factors, strict=True)]
-        for group, fresh, rate in zip(self.optimizer.param_groups, self._groups, rates, strict=True):
-            group.update(fresh, lr=rate)
-        self.schedule._last_lr = rates
-
-
 def saved_options(
     resume_from_checkpoint: str, output_dir: str | None, arguments_class: type[CommonArguments]
 ) -> dict[str, Any] | None:
@@ -173,11 +154,11 @@ def saved_options(
     """
     try:
         folder, is_ours = _state_folder(resume_from_checkpoint, output_dir)
-        record = SavedState.read(folder).run.get(RECORD) if folder else None
+        if folder is None:
+            return None
+        record = SavedState.read(folder).options()
     except UserError as error:
         raise UserError(f"resume_from_checkpoint: {error}") from error
-    if folder is None or record is None:
-        return None
     if record["task"] != arguments_class.task:
         raise UserError(f"resume_from_checkpoint: {folder} is of {record['task']}, not {arguments_class.task}")
     known = {each.name for each in fields(arguments_class)} - {*_NEVER_SAVED}

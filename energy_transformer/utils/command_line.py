@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .console import prepare_console
-from .errors import UserError
+from .errors import ToldElsewhereError, UserError
 from .suggestions import did_you_mean
 from .tokens import hide_tokens
 
@@ -54,6 +54,8 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     prepare_console()
     try:
         main(sys.argv[1:])
+    except ToldElsewhereError:
+        sys.exit(2)
     except UserError as error:
         # a worker of a DataLoader puts a traceback before the message
         message = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
