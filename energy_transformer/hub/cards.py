@@ -268,6 +268,12 @@ def _limits(data: dict, run: dict, config: EnergyTransformerConfig) -> list[str]
         f"{source}: nothing is known of its error on other images or at other sizes.",
         "It was not examined for bias, nor for any use in which an error does harm.",
     ]
+    if run["arguments"].get("freeze_backbone"):
+        limits.insert(
+            0,
+            "It is a linear probe: the backbone was not trained for these classes. Its accuracy tells what a linear "
+            "layer reads from the standardized features, not what fine-tuning would reach.",
+        )
     if data["type"] == "scikit-image-photographs":
         limits.insert(0, "A demonstration: crops of eight photographs teach no more than local colors and edges.")
     return limits

@@ -234,8 +234,12 @@ class TrainingLoop(TrainingSetup):
         weights = self.accelerator.get_state_dict(self.model)
         model = self.model_class(self.config)
         if self.accelerator.is_main_process:
-            model.load_state_dict(vectors_to_scalars(weights, self.vectors))
+            model.load_state_dict(self.whole_weights(vectors_to_scalars(weights, self.vectors)))
         return model.to(self.accelerator.device)
+
+    def whole_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights of the model that is saved, of those that are trained; a task may have others."""
+        return weights
 
     def _save_model(self, model: PreTrainedModel) -> None:
         """Model and processor, written beside the folder's files and moved into their places when complete."""
