@@ -4,15 +4,13 @@ from pathlib import Path
 
 from energy_transformer.utils.command_line import run_script
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo_classification.yaml"
-
 
 def main(argv: list[str]) -> None:
     from energy_transformer.training.arguments import parse_arguments
     from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 
     # tells a mistake before the slow import
-    args = parse_arguments(argv, DEFAULT_CONFIG, ImageClassificationArguments, __doc__)
+    args = parse_arguments(argv, None, ImageClassificationArguments, __doc__)
     from energy_transformer.training.image_classification import ImageClassificationTraining
 
     training = ImageClassificationTraining(args)

@@ -22,6 +22,7 @@ TINY = [
     "--max_train_steps=12", "--num_visual_samples=1", "--logging_steps=1", "--warmup_ratio=0",
     "--config_overrides=hidden_size=16,head_dim=8,intermediate_size=32,num_steps=2",
 ]  # fmt: skip
+OPTIONS = ["--config=demo", "--cpu", *TINY]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -40,11 +41,11 @@ def launcher(config, output_dir, *words):
     """The command of a run with a launch file of configuration/accelerate."""
     accelerate = Path(sys.executable).with_name("accelerate")
     file = ROOT / "configuration" / "accelerate" / f"{config}.yaml"
-    return [accelerate, "launch", "--config_file", file, SCRIPT, "--cpu", *TINY, f"--output_dir={output_dir}", *words]
+    return [accelerate, "launch", "--config_file", file, SCRIPT, *OPTIONS, f"--output_dir={output_dir}", *words]
 
 
 def script(output_dir, *words):
-    return [sys.executable, SCRIPT, "--cpu", *TINY, f"--output_dir={output_dir}", *words]
+    return [sys.executable, SCRIPT, *OPTIONS, f"--output_dir={output_dir}", *words]
 
 
 def finish(command, timeout=300):

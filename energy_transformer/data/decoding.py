@@ -13,6 +13,7 @@ from accelerate.utils import tqdm
 from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_backends import PilBackend
 
+from ..utils.console import is_terminal
 from ..utils.errors import UserError
 from .augmentation import crop_boxes
 from .pixels import (
@@ -126,7 +127,9 @@ class Decoder(Dataset):
     def batches(self, rows: Sequence[int], num_workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """These rows in their order, as `__getitems__` returns them, decoded by so many processes (0: this one)."""
         loader = DataLoader(self, batch_size=_BATCH, sampler=rows, num_workers=num_workers, collate_fn=_as_it_is)
-        with tqdm(total=len(rows), desc="decoding images", unit="image", leave=False) as progress:
+        with tqdm(
+            total=len(rows), desc="decoding images", unit="image", leave=False, disable=not is_terminal()
+        ) as progress:
             for images, broken in loader:
                 yield images, broken
                 progress.update(len(images))

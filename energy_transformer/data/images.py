@@ -20,14 +20,14 @@ NAMED = 5  # broken images in a report
 class ImageTensors(Dataset):
     """The images of a split as uint8 tensors of one size.
 
-    `dataset[i]` is {"image": (C, H, W) uint8, "index": i}, and "label" where a column of them is named; a loader gets
-    whole batches through `__getitems__`, with [`collate`] as its `collate_fn`. An index beyond the last counts on into
-    further epochs, in which a random crop is another one.
+    `dataset[i]` is {"image": (C, H, W) uint8, "index": i, "is_own": bool}, and "label" where a column of them is named;
+    a loader gets whole batches through `__getitems__`, with [`collate`] as its `collate_fn`. An index beyond the last
+    counts on into further epochs, in which a random crop is another one.
 
     A split of at most `max_cached_bytes` is decoded once, to memory-mapped files in the cache of `datasets`, which are
     never cropped at random; a larger one as it is read. Broken images are left out, so that `len(dataset)` counts the
     others; where they are found only as they are read, the next good image stands in for one, so that a batch keeps its
-    size. [`broken_images`] counts and names them.
+    size, and "is_own" is false: an evaluation leaves it out. [`broken_images`] counts and names them.
 
     Args:
         split: a `datasets.Dataset`.
@@ -36,7 +36,7 @@ class ImageTensors(Dataset):
         label_column: its column of labels, numbers or lists of numbers of one length; or its [`labels.Labels`].
         max_cached_bytes: what all images decoded once may take, those of other runs as well; 4 GiB by default.
         on_broken_image: "skip" as above, or "error".
-        check: look for broken images beforehand also where they are not decoded once, as an evaluation must.
+        check: look for broken images beforehand also where they are not decoded once.
         num_workers: processes that decode once or check; 0: this one.
         max_image_pixels: an image of more is broken.
         crop: see [`decoding.ImageDecoder`]; [`is_cropped`] tells whether it is applied.
@@ -98,7 +98,7 @@ class ImageTensors(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         index = torch.tensor(indices) % len(self)
-        rows = self._rows[index]
+        rows = asked = self._rows[index]
         if self._pixels is None:
             epochs = [index // len(self) for index in indices]
             decoded = [self._decode_from(row, epoch) for row, epoch in zip(rows.tolist(), epochs, strict=True)]
@@ -107,7 +107,7 @@ class ImageTensors(Dataset):
         else:
             images = self._pixels[rows]
         labels = {} if self._labels is None else {"label": self._labels[rows]}
-        return {"image": images, "index": index, **labels}
+        return {"image": images, "index": index, "is_own": rows == asked, **labels}
 
     @staticmethod
     def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -127,6 +127,11 @@ class ImageTensors(Dataset):
                     raise
                 self._broken[row] = True
         raise self._nothing_readable()
+
+    @property
+    def num_readable(self) -> int:
+        """The images that are not known to be broken."""
+        return int((~self._broken[self._rows]).sum())
 
     def broken_rows(self) -> list[int]:
         """The rows of the split whose image is known to be broken."""

@@ -7,6 +7,7 @@ import datasets
 import torch
 from accelerate.utils import tqdm
 
+from ..utils.console import is_terminal
 from ..utils.errors import UserError
 from .columns import Split, list_columns
 
@@ -119,9 +120,8 @@ def _values(split: Split, column: str) -> Iterable[Any]:
     if isinstance(split, datasets.Dataset):
         return split.unique(column)
     found: set[Any] = set()
-    for batch in tqdm(
-        split.select_columns(column).iter(_BATCH), desc="reading the labels of the stream", unit="rows", leave=False
-    ):
+    batches = split.select_columns(column).iter(_BATCH)
+    for batch in tqdm(batches, desc="reading the labels of the stream", leave=False, disable=not is_terminal()):
         found.update(batch[column])
     return found
 

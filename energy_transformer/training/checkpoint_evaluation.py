@@ -47,7 +47,7 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
         "checkpoint": checkpoint,
         "dataset": args.validation_dir or args.train_dir or args.dataset_name,
         "split": args.split,
-        "samples": len(loader.dataset),
+        "samples": loader.dataset.num_readable,
         "broken_images": loader.dataset.broken_images()[0],
         "patches": units,
         "patch_statistics": "estimated" if config.norm_pix_loss else "predicted",
@@ -75,7 +75,6 @@ def _build_loader(args: EvaluationArguments, accelerator: Accelerator, processor
             splits[args.split],
             column,
             processor,
-            check=True,
             num_workers=args.dataloader_num_workers,
             max_image_pixels=args.max_image_pixels,
         )

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..masking import MASK_TYPES
 from ..utils.errors import UserError
-from .arguments import CommonArguments, OptionParser, option
+from ..utils.option_parser import OptionParser
+from .arguments import SYNONYMS, CommonArguments, option
+
+_measure = partial(option, group="what is measured")
 
 _SHARED = (
     "seed",
@@ -41,16 +45,18 @@ class EvaluationArguments(_SharedArguments):
         UserError: when an option's value is not allowed.
     """
 
-    split: Literal["validation", "train"] = option("validation", "'validation' (the held-out images) or 'train'.")
+    split: Literal["validation", "train"] = _measure("validation", "Take the held-out images, or those of training.")
     mask_types: list[str] = field(
-        default_factory=lambda: ["scatter", "block"], metadata={"help": f"Kinds of masks, of {', '.join(MASK_TYPES)}."}
+        default_factory=lambda: ["scatter", "block"],
+        metadata={"help": f"The kinds of masks, of {', '.join(MASK_TYPES)}.", "group": "what is measured"},
     )
     mask_ratios: list[float] = field(
-        default_factory=lambda: [0.25, 0.5, 0.75], metadata={"help": "Shares of the patches to hide."}
+        default_factory=lambda: [0.25, 0.5, 0.75],
+        metadata={"help": "The shares of the patches to hide.", "group": "what is measured"},
     )
-    num_steps: int | None = option(None, "Descent steps of each block; the model's when not given.")
-    confidence_level: float = option(0.95, "Of the intervals for the means over images.")
-    output: str | None = option(None, "JSON file for the figures.")
+    num_steps: int | None = _measure(None, "The descent steps of each block. They are the model's when not given.")
+    confidence_level: float = _measure(0.95, "The level of the intervals for the means over images.")
+    output: str | None = _measure(None, "A JSON file to write the figures to.")
 
     def __post_init__(self) -> None:
         for kind in self.mask_types:
@@ -80,7 +86,9 @@ def parse_evaluation_arguments(argv: Sequence[str], description: str | None) -> 
         UserError: for a value that is not allowed.
         SystemExit: with code 2 and one line for an unknown option or a value of the wrong type.
     """
-    parser = OptionParser(EvaluationArguments, description=description, allow_abbrev=False)
-    parser.add_argument("checkpoint", help="Folder or Hub repository of a masked-image model, such as outputs/demo.")
+    parser = OptionParser(EvaluationArguments, description, SYNONYMS, usage="%(prog)s CHECKPOINT [--option value ...]")
+    parser.add_argument(
+        "checkpoint", help="The folder or the Hub repository of a masked-image model, such as outputs/demo."
+    )
     values = vars(parser.parse_args(list(argv)))
     return values.pop("checkpoint"), EvaluationArguments(**values)

@@ -1,7 +1,6 @@
 """From options to a finished output folder: the whole run of a task."""
 
 import platform
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,10 +13,12 @@ from ..data import broken_images_report
 from ..hub.cards import write_card
 from ..utils.errors import UserError
 from ..utils.files import write_json
-from .checkpoints import newest_state, ranked_states
+from .agreement import main_decides
 from .hardware import device_name
 from .interruption import Interruption
 from .loop import TrainingLoop
+from .records import public_options
+from .saved_states import SavedState, newest_state
 
 logger = get_logger(__name__)
 
@@ -32,6 +33,9 @@ class Training(TrainingLoop):
             UserError: when a loss or a figure is not finite, or the model cannot be written.
             SystemExit: 143 after SIGTERM and 130 after SIGINT, when the step is done and its state saved.
         """
+        if self.finished is not None:
+            self._leave_as_it_is()
+            return self.finished
         first_step = self.step
         with Interruption(self.accelerator) as interruption:
             self._train(interruption)
@@ -41,8 +45,9 @@ class Training(TrainingLoop):
             self._load_best()
         seconds = self.timer.seconds
         with self._evaluated_weights():
+            figures = self._evaluate()
             results: dict[str, float | None] = {
-                **self._evaluate(),
+                **figures,
                 "train_loss": self.last_loss,
                 "train_steps": self.step,
                 "train_first_step": first_step,  # seconds and images a second are those since then
@@ -57,22 +62,38 @@ class Training(TrainingLoop):
                 self._save(model, results)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self._check_metric(figures, f" (the model and the other results are in {self.folder})")
+        self._publish()
+        return results
+
+    def _leave_as_it_is(self) -> None:
+        if self.accelerator.is_main_process:
+            print(f"the run in {self.folder} has finished its {self.total_steps} steps: nothing is changed", flush=True)
+        self.accelerator.end_training()
+        self._publish()
+
+    def _publish(self) -> None:
         if self.publisher:
             print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
-        return results
 
     def _load_best(self) -> None:
         """The best of the saved states that are whole; the model stays as it is where none is."""
-        for state in ranked_states(self.folder, self.minimize):
+        best = main_decides(self.accelerator, self._find_best)
+        if best is None:
+            logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
+        else:
+            logger.info(f"the best state is {best.folder.name}")
+            self.checkpoints.load(best)
+
+    def _find_best(self) -> SavedState | None:
+        for state in self.checkpoints.ranked():
             try:
                 state.verify()
             except UserError as error:
                 logger.warning(f"load_best_model_at_end: passed over: {error}")
             else:
-                logger.info(f"the best state is {state.folder.name}")
-                self.checkpoints.load(state)
-                return
-        logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
+                return state
+        return None
 
     def _report_broken_images(self) -> int:
         """Of training, on all processes; tells those that were found as images were read."""
@@ -102,7 +123,8 @@ class Training(TrainingLoop):
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
-            "arguments": asdict(self.args),
+            "arguments": public_options(self.args),
+            "overridden_options": self.record["overridden"],
         }
         write_json(self.folder / "all_results.json", record)
         write_card(self.folder, self.publisher and self.publisher.repo_id, self.args.license)

@@ -2,11 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast, broadcast_object_list
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
@@ -22,6 +23,7 @@ from ..utils.errors import UserError
 from .finish import Training
 from .image_classification_arguments import ImageClassificationArguments
 from .image_classification_evaluation import evaluate_classifier, pixel_probe_accuracy
+from .linear_probe import StandardizedLinear, feature_statistics, fold_weights, folded_model, standardize_head
 from .loaders import Batch
 from .mixing import UNIFORMS, Mixer
 from .model_configuration import configure
@@ -91,8 +93,27 @@ class ImageClassificationTraining(Training):
         if self.accelerator.is_main_process:
             print(f"the head ({len(self.names)} labels) is {told}", flush=True)
         if self.args.freeze_backbone:
-            model.energy_transformer.requires_grad_(False)
+            self._prepare_probe(model)
         return model
+
+    def _prepare_probe(self, model: EnergyTransformerForImageClassification) -> None:
+        """Freeze the backbone and standardize its features, as the main process finds them."""
+        model.energy_transformer.requires_grad_(False)
+        width = model.config.hidden_size
+        statistics = (torch.zeros(width), torch.ones(width))
+        if self.accelerator.is_main_process:
+            images = self.train_loader.images
+            statistics = feature_statistics(model, images, self.processor, self.accelerator.device)
+        shared = broadcast(torch.stack(statistics).to(self.accelerator.device)).cpu()
+        standardize_head(model, *shared)
+
+    def _whole_model(self) -> EnergyTransformerForImageClassification:
+        """A linear probe becomes an ordinary classifier."""
+        model: Any = super()._whole_model()
+        return folded_model(model) if isinstance(model.classifier[1], StandardizedLinear) else model
+
+    def whole_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return fold_weights(weights)
 
     def draw(self, num_images: int, generator: torch.Generator) -> Batch:
         draws = super().draw(num_images, generator)
@@ -121,7 +142,12 @@ class ImageClassificationTraining(Training):
 
     @cached_property
     def _pixel_probe_accuracy(self) -> float:
-        return pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names))
+        """Of the main process, while the others wait for it."""
+        found: list[float | None] = [None]
+        if self.accelerator.is_main_process:
+            workers = self.args.dataloader_num_workers
+            found = [pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names), workers)]
+        return broadcast_object_list(found)[0]
 
     def describe(self, results: dict[str, float]) -> str:
         return f"held-out accuracy {results['eval_accuracy']:.3f}"

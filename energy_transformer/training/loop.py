@@ -14,16 +14,17 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import tqdm
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..data import batch_slice
+from ..data import batch_slice, broken_images_report
+from ..utils.console import Progress, without_model_bars
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
-from .checkpoints import newest_state
 from .interruption import Interruption
 from .loaders import Batch
+from .monitoring import track
+from .saved_states import newest_state
 from .setup import TrainingSetup
 from .sharding import is_sharded, vectors_to_scalars
 
@@ -42,7 +43,7 @@ class TrainingLoop(TrainingSetup):
 
     def _train(self, interruption: Interruption) -> None:
         args = self.args
-        progress = tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
+        progress = Progress(self.total_steps, self.step, "training", is_shown=self.accelerator.is_main_process)
         batches = iter(self.train_loader)
         reported = copy.copy(self.timer)
         while self.step < self.total_steps:
@@ -72,7 +73,7 @@ class TrainingLoop(TrainingSetup):
                 self._leave(progress, signal_number, saved)
         progress.close()
 
-    def _leave(self, progress, number: signal.Signals, saved: bool) -> None:
+    def _leave(self, progress: Progress, number: signal.Signals, saved: bool) -> None:
         progress.close()
         state = "its state is saved" if saved else "its state could not be saved"
         if self.accelerator.is_main_process:
@@ -135,21 +136,21 @@ class TrainingLoop(TrainingSetup):
 
     # What is told and kept on the way
 
-    def _report(self, progress, loss: torch.Tensor, energies: torch.Tensor, figures: dict[str, float]) -> None:
+    def _report(
+        self, progress: Progress, loss: torch.Tensor, energies: torch.Tensor, figures: dict[str, float]
+    ) -> None:
         self.last_loss = value = self._check_finite(loss)
         before, after = self.accelerator.reduce(energies, "mean").tolist()
-        self.log.write(
-            self.step,
-            {
-                "loss": value,
-                "learning_rate": max(self.schedule.get_last_lr()),
-                "grad_norm": self._norm(),
-                "energy_before": before,
-                "energy_after": after,
-                **figures,
-            },
-        )
-        progress.set_postfix({"loss": f"{value:.4f}", "images/s": f"{figures['images_per_second']:.0f}"})
+        told = {
+            "loss": value,
+            "learning_rate": max(self.schedule.get_last_lr()),
+            "grad_norm": self._norm(),
+            "energy_before": before,
+            "energy_after": after,
+            **figures,
+        }
+        track(self.accelerator, told, self.step)
+        progress.report(f"loss {value:.4f}, {figures['images_per_second']:.0f} images/s")
 
     def _check_finite(self, loss: torch.Tensor) -> float:
         """The loss over all processes. The gradient's norm is looked at too, as it has gone into the weights."""
@@ -166,20 +167,30 @@ class TrainingLoop(TrainingSetup):
         norm = self.grad_norm.full_tensor() if hasattr(self.grad_norm, "full_tensor") else self.grad_norm
         return 0.0 if norm is None else float(norm)
 
-    def _evaluate_midway(self, progress) -> float:
+    def _evaluate_midway(self, progress: Progress) -> float:
         with self._evaluated_weights():
             results = self._evaluate()
-        self.log.write(self.step, results)
-        if self.accelerator.is_main_process:
-            progress.write(f"step {self.step}: {self.describe(results)}")
+        self._check_metric(results)
+        track(self.accelerator, results, self.step)
+        progress.write(f"step {self.step}: {self.describe(results)}")
         return results[self.metric]
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
         results = self.evaluate()
-        if not all(map(math.isfinite, results.values())):
-            raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}")
+        count, reasons = self.eval_images.broken_images()
+        if count > self.known_broken_held_out:
+            self.known_broken_held_out = count
+            logger.warning(f"evaluation {broken_images_report(count, reasons)}")
         return results
+
+    def _check_metric(self, results: dict[str, float], done: str = "") -> None:
+        """Raises a `UserError` when the task's figure is no number; of others it is only told."""
+        no_numbers = [name for name, value in results.items() if not math.isfinite(value)]
+        if {self.metric, "eval_loss"} & {*no_numbers}:
+            raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}{done}")
+        if no_numbers:
+            logger.warning(f"step {self.step}: {', '.join(no_numbers)} cannot be told: the images are all too plain")
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -223,11 +234,15 @@ class TrainingLoop(TrainingSetup):
         weights = self.accelerator.get_state_dict(self.model)
         model = self.model_class(self.config)
         if self.accelerator.is_main_process:
-            model.load_state_dict(vectors_to_scalars(weights, self.vectors))
+            model.load_state_dict(self.whole_weights(vectors_to_scalars(weights, self.vectors)))
         return model.to(self.accelerator.device)
+
+    def whole_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights of the model that is saved, of those that are trained; a task may have others."""
+        return weights
 
     def _save_model(self, model: PreTrainedModel) -> None:
         """Model and processor, written beside the folder's files and moved into their places when complete."""
-        with atomic_files(self.folder) as temporary:
+        with atomic_files(self.folder) as temporary, without_model_bars():
             model.save_pretrained(temporary)
             self.processor.save_pretrained(temporary)

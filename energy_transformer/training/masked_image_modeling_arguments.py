@@ -1,8 +1,13 @@
 """The options of masked image modeling."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
-from .arguments import IS_SHARE, CommonArguments, check, option
+from .arguments import CommonArguments, option
+from .option_rules import IS_SHARE, check
+
+_mask = partial(option, group="masks")
 
 
 @dataclass
@@ -13,10 +18,20 @@ class MaskedImageModelingArguments(CommonArguments):
         UserError: when an option's value is not allowed.
     """
 
-    output_dir: str = option("outputs/masked_image_modeling", "Folder for the model, the pictures and the results.")
-    mask_ratio: float | None = option(None, "Share of the patches in the loss; that of the model when not given.")
-    mask_replace_probability: float | None = option(None, "Share of those that is replaced by the mask token.")
-    mask_patch_size: int | None = option(None, "Side of the squares hidden as a whole, in pixels; one patch if None.")
+    task: ClassVar[str] = "masked_image_modeling"
+
+    output_dir: str = option(
+        "outputs/masked_image_modeling", "The folder for the model, the pictures and the results.", "run"
+    )
+    mask_ratio: float | None = _mask(
+        None, "The share of the patches that is predicted. It is that of the model when not given."
+    )
+    mask_replace_probability: float | None = _mask(
+        None, "The share of the predicted patches whose tokens are replaced by the mask token."
+    )
+    mask_patch_size: int | None = _mask(
+        None, "Hide squares of this side in pixels as a whole. It is one patch when not given."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

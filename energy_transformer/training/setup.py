@@ -1,10 +1,10 @@
 """From options to a run that is ready to train: devices, data, model, saved state and output folder."""
 
+import json
 import math
 import os
-import uuid
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,14 +23,33 @@ from ..data import Augmentation, load_image_datasets
 from ..data.image_processing import build_image_processor
 from ..data.labels import Labels
 from ..utils.errors import UserError
+from .agreement import (
+    fingerprint,
+    images_fingerprint,
+    main_decides,
+    require_agreement,
+    require_shared_folder,
+)
 from .arguments import CommonArguments
-from .checkpoints import Checkpoints, find_state
+from .checkpoints import Checkpoints
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
-from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
+from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
 from .output_folder import check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
+from .resumption import (
+    check_options,
+    command_of,
+    finished_results,
+    keep_paths,
+    last_loss,
+    options_of,
+    record_of,
+    require_steps,
+)
+from .saved_states import SavedState, choose_state
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu
+from .state_files import StateFiles, layout_of
 
 logger = get_logger(__name__)
 
@@ -62,49 +81,61 @@ class TrainingSetup(ABC):
             cpu=args.cpu,
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
-            log_with=tracker_name(args),
+            log_with=trackers(args),
             project_dir=self.folder / "runs",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         )
         shard_on_cpu(self.accelerator)
-        state = find_state(self.folder, args.resume_from_checkpoint)
-        check_output_dir(args, state)
         self._check_launch()
+        apart = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
+        values = {f"value of {name}": value for name, value in asdict(args).items() if name not in apart}
+        require_agreement(self.accelerator, values)
+        require_shared_folder(self.accelerator, self.folder)
+        state = choose_state(self.accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
+        main_decides(self.accelerator, lambda: check_output_dir(args, state))
+        saved = options_of(state) if state else None
+        if state and saved:
+            main_decides(self.accelerator, lambda: check_options(args, self.config, state.folder, saved))
+        self.record = record_of(args, self.config, saved, state.step if state else 0)
         self.publisher: Publisher | None = None
         if args.push_to_hub and self.accelerator.is_main_process:
             self.publisher = Publisher(args)
         self._build_data()
         self.total_steps = self._count_steps()
+        self.finished: dict[str, Any] | None = None  # the results of a run that had ended before
+        if state:
+            self.finished = main_decides(self.accelerator, lambda: self._look_for_end(state))
+        if self.finished:
+            return
         self._check_best_is_measured()
         set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
         self.timer, self.grad_norm = StepTimer(), None
-        self.last_loss: float | None = None
+        trained = (self.model, self.optimizer, self.schedule, self.average)
+        files = StateFiles(self.accelerator, *trained, self.train_loader, self.record)
         self.checkpoints = Checkpoints(
             self.accelerator,
             self.folder,
-            self.train_loader,
-            run={
-                "seed": args.seed,
-                "dataset_name": args.dataset_name,
-                "dataset_config_name": args.dataset_config_name,
-                "train_dir": args.train_dir,
-                "train_val_split": args.train_val_split,
-                "max_train_samples": args.max_train_samples,
-                "images_per_step": self.images_per_step,
-                "shuffle_buffer_size": args.shuffle_buffer_size if args.streaming else None,
-            },
-            run_id=state.run_id if state else uuid.uuid4().hex[:8],
+            files,
+            run={"images_per_step": self.images_per_step, "training images": self.training_images},
+            held_out=self.held_out,
+            resumed=state,
             limit=args.checkpoints_total_limit,
             minimize=self.minimize,
         )
+        own = [{name: group[name] for name in ("weight_decay", "betas")} for group in self.optimizer.param_groups]
         self.step = self.checkpoints.load(state) if state else 0
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):  # which a sharded state replaces
+            group.update(options)
+        self.last_loss = last_loss(self.folder / LOG, self.step)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
+            keep_paths(args)
+            if state:
+                print(f"resumed at step {self.step} of {self.total_steps}: {command_of(args)}", flush=True)
         self.accelerator.wait_for_everyone()
-        start_tracker(self.accelerator, args, self.checkpoints.run_id, self.step)
-        self.log = TrainingLog(self.accelerator, self.folder, self.step)
+        start_trackers(self.accelerator, args, self.checkpoints.run_id, self.step)
 
     # What a task adds
 
@@ -170,6 +201,14 @@ class TrainingSetup(ABC):
         args = self.args
         return args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
 
+    def _look_for_end(self, state: SavedState) -> dict[str, Any] | None:
+        """The results of the run of `state`, where it has ended already."""
+        found = None
+        if continues_in(self.folder, state):
+            found = finished_results(self.args, state, self.total_steps)
+        require_steps(self.total_steps, state.step)
+        return found
+
     def _check_launch(self) -> None:
         accelerator = self.accelerator
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
@@ -186,6 +225,11 @@ class TrainingSetup(ABC):
             raise UserError(
                 "ema_decay and sample_steps need the whole model on each process: not with FSDP or DeepSpeed"
             )
+        if self.args.load_best_model_at_end and layout_of(self.accelerator) != "whole" and not self.args.trust_state:
+            raise UserError(
+                "load_best_model_at_end reads a saved state, which this launch file lets be written in a format that "
+                "can run code: pass --trust_state, or take fsdp_state_dict_type: FULL_STATE_DICT"
+            )
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.args.tf32
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it does not see our loader
             config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -200,6 +244,19 @@ class TrainingSetup(ABC):
             self.augment = replace(self.augment, random_resized_crop=None)
         self.train_samples = None if self.args.streaming else len(train_images)
         self.known_broken_images = train_images.broken_images()[0]
+        self.known_broken_held_out = self.eval_images.broken_images()[0]
+        self.training_images, held_out = images_fingerprint(train_images), images_fingerprint(self.eval_images)
+        self.held_out = f"{held_out}, measured by a model of {fingerprint(self.config.to_dict())}"
+        require_agreement(
+            self.accelerator,
+            {
+                "training images": self.training_images,
+                "held-out images": held_out,
+                "columns": (image_column, labels and labels.column),
+                "labels": labels and fingerprint(labels.names),
+                "configuration of the model": json.loads(self.config.to_json_string()),
+            },
+        )
         self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
         self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
 
@@ -209,7 +266,6 @@ class TrainingSetup(ABC):
         if args.ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
             self.average = average.to(self.accelerator.device).requires_grad_(False)
-            self.accelerator.register_for_checkpointing(self.average)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if args.compile:
@@ -219,7 +275,6 @@ class TrainingSetup(ABC):
         self.vectors = scalars_to_vectors(model) if sharded else set()
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
         self.schedule = build_schedule(self.optimizer, args, self.total_steps)
-        self.accelerator.register_for_checkpointing(self.schedule)
 
     def _count_steps(self) -> int:
         args, steps_per_epoch = self.args, self.train_loader.steps_per_epoch

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SAVING = ".saving-"  # begins the name of what is not whole yet; a process that is killed leaves it
+LOCAL_PATH = "(a local path)"  # what stands for one in what is published
 _BLOCK = 2**20
 
 
@@ -44,7 +46,20 @@ def atomic_files(folder: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(as_json(content, indent=2) + "\n")
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """JSON, in which figures that are infinite or no numbers are null, as JSON knows none."""
+    return json.dumps(_without_infinities(content), indent=indent, allow_nan=False)
+
+
+def _without_infinities(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_infinities(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_infinities(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def remove(path: Path) -> None:
