@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from energy_transformer.data import ImageTensors, denormalize, load_image_datasets, normalize
 from energy_transformer.inspection import load_for_reconstruction
 from energy_transformer.metrics import masked_squared_error, mean_visible_color, neighbor_average
-from energy_transformer.training.evaluation import evaluation_masks
+from energy_transformer.training.masked_image_modeling_evaluation import evaluation_masks
 from energy_transformer.utils.command_line import OneLineErrors, run_script
 from energy_transformer.utils.errors import UserError
 

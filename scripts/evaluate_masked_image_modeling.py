@@ -9,7 +9,7 @@ from energy_transformer.utils.command_line import run_script
 
 
 def main(argv: list[str]) -> None:
-    from energy_transformer.training.evaluation_arguments import parse_evaluation_arguments
+    from energy_transformer.training.checkpoint_evaluation_arguments import parse_evaluation_arguments
 
     checkpoint, args = parse_evaluation_arguments(argv, __doc__)  # tells a mistake before the slow import
     from accelerate import Accelerator

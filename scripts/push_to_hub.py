@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
 
     from energy_transformer.hub import files_to_push, push_folder
     from energy_transformer.hub.cards import address_card
+    from energy_transformer.hub.contents import files_that_stay
     from energy_transformer.hub.failures import require_repo_id, require_token
     from energy_transformer.hub.finished import check_finished
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     check_finished(args.output_dir)
     state = state_to_push(args.output_dir) if args.checkpoint else None
     if args.dry_run:
-        list_files(files_to_push(args.output_dir, state), args.repo_id)
+        list_files(files_to_push(args.output_dir, state), args.repo_id, files_that_stay(args.output_dir))
         return
     require_token(args.token)
     address_card(args.output_dir, args.repo_id)
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def state_to_push(output_dir: Path) -> Path:
-    from energy_transformer.training.checkpoints import newest_state
+    from energy_transformer.training.saved_states import newest_state
 
     state = newest_state(output_dir)
     if state is None:
@@ -66,13 +67,15 @@ def state_to_push(output_dir: Path) -> Path:
     return state
 
 
-def list_files(files: dict[str, Path], repo_id: str) -> None:
+def list_files(files: dict[str, Path], repo_id: str, staying: list[str]) -> None:
     sizes = {name: path.stat().st_size for name, path in files.items()}
     width = max(len(f"{size:,}") for size in sizes.values())
     for name, size in sizes.items():
         print(f"{size:>{width},}  {name}")
     if "README.md" not in sizes:
         print("README.md (the model card) would be written first")
+    if staying:
+        print(f"stays here: {', '.join(staying)}")
     print(f"{len(files)} files, {sum(sizes.values()):,} bytes would go to {repo_id}")
 
 

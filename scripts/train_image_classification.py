@@ -4,15 +4,13 @@ from pathlib import Path
 
 from energy_transformer.utils.command_line import run_script
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo_classification.yaml"
-
 
 def main(argv: list[str]) -> None:
     from energy_transformer.training.arguments import parse_arguments
-    from energy_transformer.training.classification_arguments import ImageClassificationArguments
+    from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 
     # tells a mistake before the slow import
-    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__, ImageClassificationArguments)
+    args = parse_arguments(argv, None, ImageClassificationArguments, __doc__)
     from energy_transformer.training.image_classification import ImageClassificationTraining
 
     training = ImageClassificationTraining(args)
@@ -23,7 +21,8 @@ def main(argv: list[str]) -> None:
         print(f"held-out accuracy over {results['eval_samples']} images:")
         print(f"  model                        {results['eval_accuracy']:.4f}")
         print(f"  majority label               {results['eval_majority_accuracy']:.4f}")
-        print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
+        if "eval_pixel_probe_accuracy" in results:
+            print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
 
 
 if __name__ == "__main__":

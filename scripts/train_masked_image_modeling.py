@@ -4,14 +4,13 @@ from pathlib import Path
 
 from energy_transformer.utils.command_line import run_script
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configuration" / "training" / "demo.yaml"
-
 
 def main(argv: list[str]) -> None:
-    from energy_transformer.training.arguments import MaskedImageModelingArguments, parse_arguments
+    from energy_transformer.training.arguments import parse_arguments
+    from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 
     # a mistake is told before the slow import
-    args = parse_arguments(argv, DEFAULT_CONFIG, __doc__, MaskedImageModelingArguments)
+    args = parse_arguments(argv, None, MaskedImageModelingArguments, __doc__)
     from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 
     training = MaskedImageModelingTraining(args)
@@ -24,7 +23,7 @@ def main(argv: list[str]) -> None:
             f"{results['train_data_wait_share']:.1%} of the time waiting for data"
         )
         print("held-out mean squared error over the hidden pixels, in units of [0, 1]:")
-        print(f"  model              {results['eval_masked_mse']:.5f}")
+        print(f"  model             {results['eval_masked_mse']:.5f}")
         print(f"  mean color        {results['eval_mean_color_mse']:.5f}")
         print(f"  neighbor average  {results['eval_neighbor_average_mse']:.5f}")
         print(f"  model / mean color: {results['eval_ratio_to_mean_color']:.3f}")

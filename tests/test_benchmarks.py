@@ -83,3 +83,16 @@ def test_error_against_steps_of_a_saved_model(small_config, tmp_path):
     assert [row["steps"] for row in results["by_steps"]] == [0, 1, 2] and results["images"] == 8
     assert results["model"] in (tmp_path / "RESULTS.md").read_text()
     assert (tmp_path / "results" / "quality_by_steps.png").is_file()
+
+
+def test_how_fast_images_are_decoded():
+    done = run("--seconds", 0.01, "--turns", 1, "--side", 64, script="decoding.py")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["size", "500x375", "1024x768", "4000x3000"]
+
+
+@pytest.mark.slow
+def test_what_a_stream_reads():
+    done = run(script="stream_division.py")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()[2:6]] == ["1.00"] * 4

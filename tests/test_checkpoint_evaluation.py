@@ -19,7 +19,7 @@ from energy_transformer.data.image_processing import build_image_processor, load
 from energy_transformer.masking import block_masks, scatter_masks
 from energy_transformer.patches import patch_mask_to_pixels
 from energy_transformer.training.checkpoint_evaluation import evaluate_checkpoint, format_table, write_report
-from energy_transformer.training.evaluation_arguments import EvaluationArguments, parse_evaluation_arguments
+from energy_transformer.training.checkpoint_evaluation_arguments import EvaluationArguments, parse_evaluation_arguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

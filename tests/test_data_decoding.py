@@ -1,11 +1,14 @@
 """Images decoded once and shared; broken ones counted and passed over, or fatal."""
 
-import json
+import io
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -45,52 +48,148 @@ def write_images(folder, count=8, broken=()):
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
 
 
-def files(cache):
-    return {path: path.stat().st_mtime_ns for path in cache.glob("*/*")}
+def segments(cache):
+    """The files with pixels, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in cache.glob("*/images.uint8")}
+
+
+def everything(split, **options):
+    images = ImageTensors(split, "image", PROCESSOR, **options)
+    return images.__getitems__(list(range(len(images))))["image"]
 
 
 def test_are_decoded_once(tmp_path, cache):
     split = write_images(tmp_path / "images")
-    first = ImageTensors(split, "image", PROCESSOR)
-    written = files(cache)
-    assert len(written) == 2 and not [path for path in cache.iterdir() if path.is_dir() and path.name[0] == "."]
-    for path in (tmp_path / "images").iterdir():
-        path.unlink()  # not read again
-    again = ImageTensors(split, "image", PROCESSOR)
-    assert files(cache) == written
-    everything = list(range(8))
-    assert torch.equal(again.__getitems__(everything)["image"], first.__getitems__(everything)["image"])
+    first = everything(split)
+    written = segments(cache)
+    assert len(written) == 1 and not [path for path in cache.iterdir() if path.name[0] == "."]
+    assert torch.equal(everything(split), first)
+    assert segments(cache) == written
 
 
-def test_another_size_or_split_is_another_file(tmp_path, cache):
+def test_another_size_is_another_file(tmp_path, cache):
     split = write_images(tmp_path / "images")
     sizes = [ImageTensors(split, "image", build_image_processor((side, side)))[0]["image"].shape for side in (16, 24)]
     assert sizes == [(3, 16, 16), (3, 24, 24)]
-    some = ImageTensors(split.select([3, 1]), "image", PROCESSOR)
-    assert torch.equal(some[1]["image"], ImageTensors(split, "image", PROCESSOR)[1]["image"])
-    assert len(files(cache)) == 2 * 3
+    assert len(segments(cache)) == 2
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "cut", "no description", "empty description", "other shape"])
+def test_every_seed_is_an_index_into_what_is_decoded(tmp_path, cache):
+    """Of three ways to hold images out and any selection, each image is decoded and kept once."""
+    split = write_images(tmp_path / "images")
+    whole = everything(split, max_cached_bytes=0)
+    for seed in range(3):
+        parts = split.train_test_split(test_size=0.3, seed=seed)
+        for part in parts.values():
+            rows = [label - 10 for label in part["label"]]
+            assert torch.equal(everything(part), whole[rows])
+    assert torch.equal(everything(split.select([3, 1, 3])), whole[[3, 1, 3]])
+    assert sum(path.stat().st_size for path in segments(cache)) == 8 * 3 * 24 * 24
+
+
+def test_a_file_replaced_by_one_of_the_same_time_and_size_is_noticed(tmp_path, cache):
+    split = write_images(tmp_path / "images")
+    before = everything(split)
+    path = tmp_path / "images" / "3.png"
+    status, data = path.stat(), path.read_bytes()
+    other = io.BytesIO()
+    Image.open(path).transpose(Image.Transpose.ROTATE_180).save(other, "PNG")
+    if len(other.getvalue()) < len(data):  # Pillow passes over what follows the picture
+        other.write(bytes(len(data) - len(other.getvalue())))
+    path.write_bytes(other.getvalue())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_mtime_ns == status.st_mtime_ns
+    after = everything(split)
+    assert torch.equal(after[3], before[3].flip(-1, -2))
+    assert (after != before).flatten(1).any(1).nonzero().flatten().tolist() == [3]
+
+
+def test_all_that_is_kept_is_bounded(tmp_path, cache):
+    """What was not used for longest goes first; what this process reads from stays, and the rest is decoded as read."""
+    bytes_each = 3 * 24 * 24
+    splits = [write_images(tmp_path / name) for name in "abc"]
+    limit = 20 * bytes_each
+    paths = [path for split in splits[:2] for path in split_files(split)]
+    subprocess.run([sys.executable, "-c", KEEP, cache.parent, *paths, str(limit)], check=True)
+    first, second = sorted(segments(cache), key=segments(cache).get)
+    os.utime(second.parent / "index.npy", (1, 1))
+    in_use = ImageTensors(splits[2], "image", PROCESSOR, max_cached_bytes=limit)
+    assert in_use.is_decoded and first in segments(cache) and second not in segments(cache)
+    assert sum(path.stat().st_size for path in segments(cache)) <= limit
+    smaller = ImageTensors(splits[1], "image", PROCESSOR, max_cached_bytes=12 * bytes_each)
+    assert not smaller.is_decoded, "beside the images in use there is no room"
+    assert torch.equal(smaller[2]["image"], everything(splits[1], max_cached_bytes=0)[2])
+
+
+KEEP = """
+import sys, datasets
+from energy_transformer.data import ImageTensors
+from energy_transformer.data.image_processing import build_image_processor
+cache, *paths, limit = sys.argv[1:]
+datasets.config.HF_DATASETS_CACHE = cache
+for first in range(0, len(paths), 8):
+    split = datasets.Dataset.from_dict({"image": paths[first : first + 8]}).cast_column("image", datasets.Image())
+    images = ImageTensors(split, "image", build_image_processor((24, 24)), max_cached_bytes=int(limit))
+    assert images.is_decoded
+"""
+
+
+def split_files(split):
+    return [image["path"] for image in split.cast_column("image", datasets.Image(decode=False))["image"]]
+
+
+def test_what_a_killed_run_left_is_deleted(tmp_path, cache):
+    """Also the entries of earlier versions, which had other files."""
+    split = write_images(tmp_path / "images")
+    paths = split_files(split)
+    process = subprocess.Popen([sys.executable, "-c", SLOW_DECODE + KEEP, cache.parent, *paths, "1000000"])
+    while not list(cache.glob(".*/images.uint8")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert list(cache.glob(".*/images.uint8"))
+    (cache / "0123abcd").mkdir()
+    (cache / "0123abcd" / "images.uint8").write_bytes(bytes(100))
+    (cache / "0123abcd.lock").touch()
+    everything(split)
+    assert len(list(cache.iterdir())) == len(segments(cache)) == 1
+
+
+SLOW_DECODE = """
+import time
+from energy_transformer.data import decoding
+decode = decoding.Decoder.decode
+decoding._BATCH = 1
+def slow(self, row, key=()):
+    time.sleep(0.5 * row)
+    return decode(self, row, key)
+decoding.Decoder.decode = slow
+"""
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut", "no index", "empty index", "no array", "pickle"])
 def test_a_damaged_file_is_written_anew(tmp_path, cache, caplog, damage):
     split = write_images(tmp_path / "images")
-    whole = ImageTensors(split, "image", PROCESSOR).__getitems__(list(range(8)))["image"].clone()
-    pixels, description = next(cache.glob("*/images.uint8")), next(cache.glob("*/description.json"))
+    whole = everything(split).clone()
+    (pixels,), (index,) = segments(cache), cache.glob("*/index.npy")
     data = bytearray(pixels.read_bytes())
     if damage == "flipped bit":
         data[1000] ^= 1
         pixels.write_bytes(data)
     elif damage == "cut":
         pixels.write_bytes(data[:-1])
-    elif damage == "no description":
-        description.unlink()
-    elif damage == "empty description":
-        description.write_text("")
+    elif damage == "no index":
+        index.unlink()
+    elif damage == "empty index":
+        index.write_text("")
+    elif damage == "no array":
+        np.save(index, np.zeros(3))
     else:
-        description.write_text(json.dumps({**json.loads(description.read_text()), "shape": [8, 3, 24, 25]}))
-    again = ImageTensors(split, "image", PROCESSOR).__getitems__(list(range(8)))["image"]
-    assert torch.equal(again, whole)
+        np.save(index, np.array([print]), allow_pickle=True)
+    assert torch.equal(everything(split), whole)
     assert "damaged" in caplog.text
+    (pixels,) = segments(cache)
     assert pixels.read_bytes() == whole.numpy().tobytes()
 
 
@@ -112,10 +211,10 @@ from energy_transformer.data.image_processing import build_image_processor
 folder, log = map(Path, sys.argv[1:])
 datasets.config.HF_DATASETS_CACHE = folder / "cache"
 decode = Decoder.decode
-def counted(self, row):
+def counted(self, row, key=()):
     with log.open("a") as file:
         file.write(f"{row}\\n")
-    return decode(self, row)
+    return decode(self, row, key)
 Decoder.decode = counted
 split = datasets.load_dataset("imagefolder", data_dir=str(folder / "images"), split="train", cache_dir=folder / "hf")
 print(int(ImageTensors(split, "image", build_image_processor((24, 24))).__getitems__(list(range(8)))["image"].sum()))
@@ -135,6 +234,21 @@ def test_of_two_processes_at_once_one_decodes(tmp_path):
     assert [process.returncode for process in processes] == [0, 0]
     assert sums[0] == sums[1] and sums[0].strip()
     assert sorted(map(int, log.read_text().split())) == list(range(8))
+
+
+def test_what_is_read_as_it_is_needed_is_cropped_anew_in_each_epoch(tmp_path):
+    """The crop is one of the seed, the epoch and the image alone; what is decoded once is cropped later."""
+    split = write_images(tmp_path / "images")
+    options = {"crop": (0.1, 1.0), "draft": True}
+    assert not ImageTensors(split, "image", PROCESSOR, **options).is_cropped
+    images, again, other = (
+        ImageTensors(split, "image", PROCESSOR, max_cached_bytes=0, seed=seed, **options) for seed in (0, 0, 1)
+    )
+    assert images.is_cropped and len(images) == 8
+    first, second = images.__getitems__([3, 5]), images.__getitems__([3 + 8, 5 + 8])
+    assert first["index"].tolist() == second["index"].tolist() == [3, 5]
+    assert not torch.equal(first["image"], second["image"])
+    assert torch.equal(again[3]["image"], first["image"][0]) and not torch.equal(other[3]["image"], first["image"][0])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

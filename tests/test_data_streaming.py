@@ -12,15 +12,19 @@ from PIL import Image
 from energy_transformer.data import ImageStream, StreamLoader, load_image_datasets
 from energy_transformer.data.demo import photograph
 from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.data.streaming import Place
 from energy_transformer.utils.errors import UserError
 
 PROCESSOR = build_image_processor((8, 8))
 SHARD = 25  # rows
 
 
+COFFEE = photograph("coffee.png")[:8, :8]
+
+
 def png(number):
     """An image of 8×8 pixels that carries its number in its first pixels."""
-    pixels = photograph("coffee.png")[:8, :8].copy()
+    pixels = COFFEE.copy()
     pixels[0, 0] = number // 256, number % 256, 0
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -32,7 +36,7 @@ def numbers(batch):
     return (first[:, 0] * 256 + first[:, 1]).tolist()
 
 
-def write_shards(folder, num_shards, broken=(), rows=SHARD):
+def write_shards(folder, num_shards, broken=(), rows=SHARD, group=10):
     """Parquet shards with images 0, 1, … in their order, and their number as the label."""
     folder.mkdir()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
@@ -40,7 +44,7 @@ def write_shards(folder, num_shards, broken=(), rows=SHARD):
         own = range(shard * rows, (shard + 1) * rows)
         images = [{"bytes": b"no image" if n in broken else png(n), "path": f"{n}.png"} for n in own]
         data = datasets.Dataset.from_dict({"image": images, "label": list(own)}, features=features)
-        data.to_parquet(folder / f"{shard:05}.parquet", batch_size=10)
+        data.to_parquet(folder / f"{shard:05}.parquet", batch_size=group)
     return folder
 
 
@@ -57,8 +61,12 @@ def loader(stream, num_workers=0, process=0, num_processes=1, batch_size=5, **op
     return StreamLoader(images, num_workers)
 
 
+def take_each(source, count):
+    return (numbers(batch) for batch in itertools.islice(source, count))
+
+
 def take(source, count):
-    return [numbers(batch) for batch in itertools.islice(source, count)]
+    return list(take_each(source, count))
 
 
 def take_numbers(source, count):
@@ -70,19 +78,81 @@ def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("stream") / "shards", 4)
 
 
+class CountingStream(ImageStream):
+    """Knows how many rows have been read."""
+
+    rows_read = 0
+
+    def _read_shard(self, shard, first_row):
+        for row in super()._read_shard(shard, first_row):
+            self.rows_read += 1
+            yield row
+
+
+def read_epochs(folder, num_processes, num_workers, epochs=2):
+    """The numbers of the images that each reader uses in each epoch, and how many rows were read for them."""
+    used, read = [[] for _ in range(epochs)], 0
+    for process in range(num_processes):
+        images = CountingStream(
+            open_stream(folder), "image", PROCESSOR, 1, "label", process=process, num_processes=num_processes
+        )
+        workers = max(images.divide(num_workers), 1)
+        for worker in range(workers):
+            for epoch in range(epochs):
+                rows = images._rows(Place(epoch), process * workers + worker, num_processes * workers)
+                used[epoch].extend(row["label"] for _, row in rows)
+        read += images.rows_read
+    return used, read
+
+
+READERS = [(1, 0), (2, 2), (8, 12), (32, 12)]
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), READERS)
+def test_every_row_is_read_once(many_groups, num_processes, num_workers):
+    """20 files of 20 row groups, as many as the most readers and some more: 400 for 384."""
+    epochs, read = read_epochs(many_groups, num_processes, num_workers)
+    assert [sorted(epoch) for epoch in epochs] == [list(range(1200))] * 2
+    assert epochs[0] != epochs[1]
+    assert read <= 1.05 * sum(map(len, epochs))
+
+
+@pytest.fixture(scope="module")
+def many_groups(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("groups") / "shards", 20, rows=60, group=3)
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "num_workers", "workers", "factor", "told"),
+    [
+        (2, 4, 2, 1, "4 shards are for 2 reading workers of a process"),
+        (4, 2, 1, 1, "4 shards are for 1 reading workers of a process"),
+        (3, 0, 0, 1, None),
+        (8, 0, 0, 2, "4 shards for 8 processes: each row is read 2 times"),
+        (8, 3, 1, 2, "4 shards are for 1 reading workers of a process"),
+    ],
+)
+def test_fewer_shards_than_readers(tmp_path, num_processes, num_workers, workers, factor, told, caplog):
+    """Without row groups to divide: fewer workers read, and what is read in vain is told."""
+    folder = write_shards(tmp_path / "s", 4, group=SHARD)
+    images = ImageStream(open_stream(folder), "image", PROCESSOR, 1, num_processes=num_processes)
+    assert images.divide(num_workers) == workers
+    assert (told in caplog.text) if told else not caplog.text
+    epochs, read = read_epochs(folder, num_processes, num_workers)
+    assert [sorted(epoch) for epoch in epochs] == [list(range(100))] * 2
+    assert read == factor * 200
+
+
 @pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (2, 0), (1, 2), (2, 2), (3, 0), (1, 3)])
 def test_every_image_comes_once_an_epoch(shards, num_processes, num_workers):
-    """100 images in 4 shards; for 3 readers one shard is read by all, each of whom keeps a third of its rows."""
-    num_workers_or_one = max(num_workers, 1)
-    epochs = [[], []]
+    """Through loaders and their workers; an image is of the epoch in which its reader is."""
+    epochs = {}
     for process in range(num_processes):
-        own = take_numbers(loader(open_stream(shards), num_workers, process, num_processes, batch_size=1), 240)
-        for worker in range(num_workers_or_one):
-            seen = own[worker::num_workers_or_one]
-            share = next(place for place, number in enumerate(seen) if number in seen[:place])
-            for epoch in range(2):
-                epochs[epoch].extend(seen[epoch * share : (epoch + 1) * share])
-    assert [sorted(epoch) for epoch in epochs] == [list(range(100))] * 2
+        source = loader(open_stream(shards), num_workers, process, num_processes, batch_size=1)
+        for count, (number,) in enumerate(take_each(source, 300)):
+            place = source.state_dict()["places"][count % max(num_workers, 1)]
+            epochs.setdefault(place["epoch"], []).append(number)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(100))
     assert epochs[0] != epochs[1]
 
 
@@ -149,10 +219,17 @@ def test_a_stream_of_broken_images_ends(tmp_path):
 
 
 def test_more_readers_than_images(tmp_path):
+    """Each has its turn in some epochs."""
     stream = open_stream(write_shards(tmp_path / "s", 1, rows=2))
-    assert sorted(take_numbers(loader(stream, batch_size=1, process=1, num_processes=2), 3)) in ([0, 0, 0], [1, 1, 1])
-    with pytest.raises(UserError, match="there is no image for reader 3 of 3"):
-        take(loader(stream, batch_size=1, process=2, num_processes=3), 1)
+    for process in range(3):
+        seen = take_numbers(loader(stream, batch_size=1, process=process, num_processes=3), 20)
+        assert set(seen) == {0, 1}
+
+
+def test_a_stream_without_rows(tmp_path):
+    stream = open_stream(write_shards(tmp_path / "s", 2, rows=0))
+    with pytest.raises(UserError, match="there is no image for reader 1 of 1"):
+        take(loader(stream, batch_size=1), 1)
 
 
 def test_a_cut_shard_is_named(tmp_path):

@@ -1,10 +1,12 @@
 """Training of classifiers for real: processes, the folder that a run leaves, fine-tuning, resumption, mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,8 @@ from energy_transformer.data import normalize
 from energy_transformer.data.demo import PHOTOGRAPHS, load_demo_dataset, photograph
 from energy_transformer.data.image_processing import load_image_processor
 from energy_transformer.training.arguments import parse_arguments
-from energy_transformer.training.classification_arguments import ImageClassificationArguments
 from energy_transformer.training.image_classification import ImageClassificationTraining, load_with_new_head
+from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +43,7 @@ def fresh_accelerate_state():
 
 def build(output_dir, *words):
     AcceleratorState._reset_state(reset_partial_state=True)
-    args = parse_arguments([*SMALL, f"--output_dir={output_dir}", *words], DEMO, None, ImageClassificationArguments)
+    args = parse_arguments([*SMALL, f"--output_dir={output_dir}", *words], DEMO, ImageClassificationArguments)
     return ImageClassificationTraining(args)
 
 
@@ -232,6 +234,61 @@ def test_a_folder_of_labeled_images(tmp_path):
     assert model.config.id2label == {0: "cup", 1: "rocket"}
 
 
+def write_parquet(path, labels, feature):
+    """An image of its own shade for each label."""
+    rows = [
+        {"image": datasets.Image().encode_example(Image.new("RGB", (32, 32), (number * 6 % 256, label % 256, 90))),
+         "label": label}
+        for number, label in enumerate(labels)
+    ]  # fmt: skip
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    datasets.Dataset.from_list(rows, features).to_parquet(path)
+    return path
+
+
+def test_a_stream_of_labeled_images(tmp_path):
+    """With a column of names, and with one of numbers that leaves some out; resumed, it goes on as it would have."""
+    for name, feature, ids in (
+        ("names", datasets.ClassLabel(names=["a", "b"]), (0, 1)),
+        ("numbers", datasets.Value("int64"), (1003, 20755)),
+    ):
+        path = write_parquet(tmp_path / f"{name}.parquet", [ids[number % 2] for number in range(40)], feature)
+        words = [f"--train_dir={path}", f"--validation_dir={path}", "--streaming", "--max_eval_samples=20",
+                 "--label_column_name=label", "--shuffle_buffer_size=10",
+                 "--per_device_train_batch_size=8"]  # fmt: skip
+        whole = train(tmp_path / name, *words, "--checkpointing_steps=3")
+        assert whole["eval_majority_accuracy"] == 0.5 and "eval_pixel_probe_accuracy" not in whole
+        expected = {0: "a", 1: "b"} if name == "names" else {0: "1003", 1: "20755"}
+        assert AutoModelForImageClassification.from_pretrained(tmp_path / name).config.id2label == expected
+    resume = f"--resume_from_checkpoint={tmp_path / 'numbers' / 'checkpoint-3'}"
+    resumed = train(tmp_path / "resumed", *words, resume)
+    assert resumed["train_loss"] == whole["train_loss"]
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv.pop(1))
+from train_image_classification import main
+main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_many_classes_take_the_memory_of_their_weights(tmp_path):
+    """20,000 labels of which two occur: a matrix of all took 22 GB."""
+    count = 20_000
+    feature = datasets.ClassLabel(names=[f"label {number}" for number in range(count)])
+    path = write_parquet(tmp_path / "data.parquet", [(0, count - 1)[number % 2] for number in range(40)], feature)
+    words = [f"--train_dir={path}", *SMALL, "--max_train_steps=2", "--per_device_train_batch_size=8", "--cpu",
+             f"--output_dir={tmp_path / 'output'}", f"--config={DEMO}"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEMORY, str(SCRIPT.parent), *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 2500
+    assert (tmp_path / "output" / "samples" / "confusion_matrix.png").is_file()
+
+
 def folder_without_labels(folder):
     folder.mkdir()
     for index in range(4):
@@ -248,7 +305,6 @@ def test_mistakes_are_one_line(tmp_path, pretrained):
     mistakes = [
         ([f"--train_dir={tmp_path / 'images'}"], "no column with labels"),
         (["--label_column_name=lable"], "there is no column 'lable'"),
-        (["--streaming", "--max_train_steps=1"], "streaming is not for classification"),
         (["--freeze_backbone"], "freeze_backbone needs model_name_or_path"),
         (["--mixup_alpha=1", "--per_device_train_batch_size=15"], "an even per_device_train_batch_size, got 15"),
         (["--cutmix_alpha=-1"], "cutmix_alpha must not be negative, got -1.0"),

@@ -15,6 +15,7 @@ import torch
 
 import energy_transformer.metrics
 from energy_transformer.metrics import METRICS, load_metric, masked_squared_error
+from energy_transformer.metrics.confusion import Confusion
 
 FOLDER = Path(energy_transformer.metrics.__file__).parent
 PATCH = (4, 8)
@@ -120,6 +121,25 @@ def test_accuracy_and_confusion():
     confusion.add_batch(predictions=predictions[2:], references=references[2:])
     matrix = [[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     assert confusion.compute(num_labels=4) == {"confusion_matrix": matrix}
+
+
+def test_confused_pairs_are_those_of_the_matrix():
+    generator = np.random.default_rng(0)
+    predictions, references = generator.integers(0, 7, (2, 200))
+    predictions[:60] = references[:60]
+    matrix = np.array(
+        load_metric("confusion_matrix").compute(predictions=predictions, references=references, num_labels=9)[
+            "confusion_matrix"
+        ]
+    )
+    confusion = Confusion.of(torch.from_numpy(predictions), torch.from_numpy(references))
+    assert np.array_equal(confusion.images(9), matrix.sum(1))
+    assert np.array_equal(confusion.right(9), np.diagonal(matrix))
+    assert np.array_equal(confusion.matrix(np.arange(9)), matrix)
+    errors = matrix - np.diag(np.diagonal(matrix))
+    chosen = confusion.most_confused(9, 3)
+    assert np.array_equal(chosen, np.sort(np.argsort(-(errors.sum(0) + errors.sum(1)), kind="stable")[:3]))
+    assert np.array_equal(confusion.matrix(chosen), matrix[np.ix_(chosen, chosen)])
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -13,6 +13,7 @@ from safetensors.torch import load, load_file
 
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_a_token_as_an_option_is_recorded_nowhere(hub, tmp_path):
 
 
 def options(*words):
-    return parse_arguments([*SMALL, *words], DEMO)
+    return parse_arguments([*SMALL, *words], DEMO, MaskedImageModelingArguments)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from energy_transformer.training.arguments import MaskedImageModelingArguments, parse_arguments
+from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import build_config
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.utils.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configuration" / "training").glob("*.yaml"))
 RECIPES = [path for path in RECIPES if "classification" not in path.stem]  # their options are those of another task
 DEMO = next(path for path in RECIPES if path.stem == "demo")
+
+
+def parse(words, default_config):
+    return parse_arguments(words, default_config, MaskedImageModelingArguments)
 
 
 def write_yaml(folder, **options):
@@ -23,7 +28,7 @@ def write_yaml(folder, **options):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_and_all_their_options_arrive(recipe):
-    args = parse_arguments([], recipe)
+    args = parse([], recipe)
     for name, value in yaml.safe_load(recipe.read_text()).items():
         if name != "config_overrides":
             assert getattr(args, name) == value, name
@@ -37,7 +42,7 @@ def test_all_recipes_are_there():
 
 
 def test_imagenet_is_the_papers_recipe():
-    args = parse_arguments([], next(path for path in RECIPES if path.stem == "imagenet"))
+    args = parse([], next(path for path in RECIPES if path.stem == "imagenet"))
     config = build_config(args)
     paper = {
         "image_size": 224, "patch_size": 16, "hidden_size": 768, "num_attention_heads": 12, "head_dim": 64,
@@ -53,16 +58,16 @@ def test_imagenet_is_the_papers_recipe():
 
 def test_the_command_line_wins_over_the_file(tmp_path):
     recipe = write_yaml(tmp_path, learning_rate=1e-2, seed=3, image_size=[32, 48], config_overrides={"num_steps": 5})
-    args = parse_arguments(["--config", str(recipe), "--learning_rate", "1e-3"], DEMO)
+    args = parse(["--config", str(recipe), "--learning_rate", "1e-3"], DEMO)
     assert (args.learning_rate, args.seed, args.image_size) == (1e-3, 3, [32, 48])
     assert args.max_train_steps is None, "the default file is not read as well"
     config = build_config(args)
     assert (config.num_steps, list(config.image_size)) == (5, [32, 48])
-    assert build_config(parse_arguments(["--config", str(recipe), "--image_size", "64"], DEMO)).image_size == 64
+    assert build_config(parse(["--config", str(recipe), "--image_size", "64"], DEMO)).image_size == 64
 
 
 def test_overrides_of_the_command_line_are_added_to_those_of_the_file():
-    config = build_config(parse_arguments(["--config_overrides", "num_steps=5,head_dim=8"], DEMO))
+    config = build_config(parse(["--config_overrides", "num_steps=5,head_dim=8"], DEMO))
     assert (config.num_steps, config.head_dim, config.hidden_size, config.image_size) == (5, 8, 64, 32)
 
 
@@ -89,7 +94,7 @@ def test_every_option_has_a_help_text():
 )
 def test_words_that_cannot_be_parsed(words, message, capsys):
     with pytest.raises(SystemExit) as leaving:
-        parse_arguments(words, DEMO)
+        parse(words, DEMO)
     printed = capsys.readouterr()
     assert leaving.value.code == 2
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
@@ -142,10 +147,10 @@ def test_files_that_are_not_allowed(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        parse_arguments(["--config", str(path)], DEMO)
+        parse(["--config", str(path)], DEMO)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file():
     with pytest.raises(UserError, match=r"--config nowhere\.yaml: No such file or directory"):
-        parse_arguments(["--config", "nowhere.yaml"], DEMO)
+        parse(["--config", "nowhere.yaml"], DEMO)

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from training_runs import build, finish, launcher, log, losses, script, train, weights
 
-from energy_transformer.training.checkpoints import SavedState, best_state, find_state
+from energy_transformer.training.saved_states import SavedState, find_state
 from energy_transformer.utils.errors import UserError
 
 
@@ -40,21 +40,21 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "process_0.json", "manifest.json"])
 def test_a_damaged_state_is_passed_over_with_a_warning(saved, tmp_path, caplog, damage, name):
     folder = copy_of(saved, tmp_path / "run")
     DAMAGES[damage](folder / "checkpoint-12" / name)
     with caplog.at_level("WARNING"):
         state = find_state(folder, "latest")
     assert state.folder.name == "checkpoint-8"
-    assert "checkpoint-12" in caplog.text and name in caplog.text
+    assert "checkpoint-12" in caplog.text and (name in caplog.text or name == "manifest.json"), "which names the files"
     with pytest.raises(UserError, match=r"resume_from_checkpoint: .*checkpoint-12"):
         find_state(folder, str(folder / "checkpoint-12"))
 
 
 def test_all_damaged_is_one_clear_error(saved, tmp_path):
     folder = copy_of(saved, tmp_path / "run")
-    for path in folder.glob("checkpoint-*/optimizer.bin"):
+    for path in folder.glob("checkpoint-*/optimizer.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"every saved state in .*: checkpoint-12, checkpoint-4, checkpoint-8"):
         find_state(folder, "latest")
@@ -76,7 +76,6 @@ def test_the_best_is_kept_and_taken_at_the_end(tmp_path):
     measured = {line["step"]: line["eval_masked_mse"] for line in log(tmp_path) if "eval_masked_mse" in line}
     best = min(measured, key=measured.get)
     assert list(measured) == [3, 6, 9, 12] and best != 12
-    assert best_state(tmp_path, minimize=True).step == best
     assert json.loads((tmp_path / "best.json").read_text()) == {
         "checkpoint": f"checkpoint-{best}", "metric": measured[best],
     }  # fmt: skip
@@ -90,7 +89,7 @@ def test_a_damaged_best_state_is_passed_over_at_the_end(tmp_path, caplog):
     load_best = training._load_best
 
     def damage_and_load():
-        DAMAGES["cut off"](best_state(tmp_path, minimize=True).folder / "model.safetensors")
+        DAMAGES["cut off"](training.checkpoints.ranked()[0].folder / "model.safetensors")
         load_best()
 
     training._load_best = damage_and_load
@@ -98,6 +97,24 @@ def test_a_damaged_best_state_is_passed_over_at_the_end(tmp_path, caplog):
     measured = sorted(line["eval_masked_mse"] for line in log(tmp_path) if "eval_masked_mse" in line)
     assert "load_best_model_at_end: passed over: " in caplog.text
     assert results["eval_masked_mse"] == pytest.approx(measured[1], rel=1e-6)
+
+
+def ranked(training):
+    return {(state.branch == training.checkpoints.branch, state.step) for state in training.checkpoints.ranked()}
+
+
+def test_the_best_is_of_the_present_branch_and_of_the_present_images(tmp_path):
+    """The run goes on from step 4; what stands at 8 and 12 is of a branch that it has left, better or not."""
+    words = ["--checkpointing_steps=4", "--eval_steps=4", "--load_best_model_at_end"]
+    train(tmp_path, *words)
+    resumed = [*words, f"--resume_from_checkpoint={tmp_path / 'checkpoint-4'}"]
+    training = build(tmp_path, *resumed, "--max_train_steps=6")
+    assert ranked(training) == {(False, 4)} and states(tmp_path) == ["checkpoint-12", "checkpoint-4", "checkpoint-8"]
+    training = build(tmp_path, *words, "--resume_from_checkpoint=latest", "--max_train_steps=16")
+    training.run()
+    assert ranked(training) == {(False, 4), (False, 8), (False, 12), (True, 16)}
+    other = build(tmp_path, *words, "--resume_from_checkpoint=latest", "--max_train_steps=20", "--max_eval_samples=8")
+    assert ranked(other) == set()
 
 
 def test_a_best_state_that_is_never_measured_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from training_runs import DEMO, TINY, finish, launcher, losses, train, weights
 from energy_transformer.data import StepSampler, batch_slice
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 
 
 def steps(batch_size, batches_per_step, num_processes, count=7, first=0):
@@ -37,7 +38,8 @@ def test_an_iteration_begins_at_any_step():
 
 def test_each_epoch_is_a_permutation_of_its_own():
     order = [index for images in steps(5, 1, 2, count=10) for index in images]
-    assert sorted(order[:50]) == sorted(order[50:]) == list(range(50))
+    assert sorted(order[:50]) == list(range(50)) and sorted(order[50:]) == list(range(50, 100))
+    assert order[:50] != [index - 50 for index in order[50:]]
     assert order[:50] != order[50:]
     assert torch.tensor(order[:50]).diff().abs().float().mean() > 8, "shuffled"
 
@@ -85,7 +87,7 @@ def test_masks_of_different_number_weigh_each_batch(tmp_path):
 
     for name, words in (("one", ()), ("two", ("--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"))):
         args = [*TINY, *MASKS, f"--output_dir={tmp_path / name}", *words]
-        Uneven(parse_arguments(args, DEMO)).run()
+        Uneven(parse_arguments(args, DEMO, MaskedImageModelingArguments)).run()
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.monitoring import LOG
 
 ROOT = Path(__file__).parents[1]
@@ -21,13 +22,15 @@ TINY = [
     "--max_train_steps=12", "--num_visual_samples=1", "--logging_steps=1", "--warmup_ratio=0",
     "--config_overrides=hidden_size=16,head_dim=8,intermediate_size=32,num_steps=2",
 ]  # fmt: skip
+OPTIONS = ["--config=demo", "--cpu", *TINY]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def build(output_dir, *words):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return MaskedImageModelingTraining(parse_arguments([*TINY, f"--output_dir={output_dir}", *words], DEMO))
+    args = parse_arguments([*TINY, f"--output_dir={output_dir}", *words], DEMO, MaskedImageModelingArguments)
+    return MaskedImageModelingTraining(args)
 
 
 def train(output_dir, *words):
@@ -38,11 +41,11 @@ def launcher(config, output_dir, *words):
     """The command of a run with a launch file of configuration/accelerate."""
     accelerate = Path(sys.executable).with_name("accelerate")
     file = ROOT / "configuration" / "accelerate" / f"{config}.yaml"
-    return [accelerate, "launch", "--config_file", file, SCRIPT, "--cpu", *TINY, f"--output_dir={output_dir}", *words]
+    return [accelerate, "launch", "--config_file", file, SCRIPT, *OPTIONS, f"--output_dir={output_dir}", *words]
 
 
 def script(output_dir, *words):
-    return [sys.executable, SCRIPT, "--cpu", *TINY, f"--output_dir={output_dir}", *words]
+    return [sys.executable, SCRIPT, *OPTIONS, f"--output_dir={output_dir}", *words]
 
 
 def finish(command, timeout=300):

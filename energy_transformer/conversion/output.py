@@ -1,8 +1,6 @@
 """The folder of a converted checkpoint: model, image processor and model card, all of it or nothing."""
 
-import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..hub.cards import card_metadata, loading_lines
 from ..hub.tasks import TASKS
 from ..utils.errors import UserError
+from ..utils.files import atomic_path, digest
 from .plan import Plan
 from .readers import ForeignFile
 
@@ -42,13 +41,9 @@ def write_checkpoint(model: nn.Module, plan: Plan, file: ForeignFile, output_dir
     require_free_folder(output_dir)
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as temporary:
-            folder = Path(temporary) / "checkpoint"
+        with atomic_path(output_dir) as folder:
             folder.mkdir()
             _write_files(model, plan, file, folder)
-            if output_dir.exists():
-                output_dir.rmdir()
-            folder.rename(output_dir)
     except OSError as error:
         raise UserError(f"output_dir {output_dir} cannot be written: {error.strerror or error}") from error
 
@@ -74,7 +69,7 @@ def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple
 
 def _model_card(model: nn.Module, plan: Plan, file: ForeignFile) -> ModelCard:
     name = type(model).__name__
-    digest = hashlib.sha256(file.path.read_bytes()).hexdigest()
+    checksum = digest(file.path)
     settings = "\n".join(
         f"| `{key}` | {json.dumps(value)}{' (default of the origin)' if key in plan.defaults else ''} |"
         for key, value in plan.arguments.items()
@@ -87,7 +82,7 @@ def _model_card(model: nn.Module, plan: Plan, file: ForeignFile) -> ModelCard:
 # {name}, converted
 
 An Energy Transformer ([Hoover et al. 2023](https://arxiv.org/abs/2302.07253)), converted from a checkpoint of
-{plan.origin}: `{file.path.name}` ({file.format} file, SHA-256 `{digest}`). The weights are those of the file; nothing
+{plan.origin}: `{file.path.name}` ({file.format} file, SHA-256 `{checksum}`). The weights are those of the file; nothing
 was trained or measured here. Its license is that of the original.
 
 ```python

@@ -1,8 +1,9 @@
 """Training augmentation of a whole batch on its device, with parameters of its own for each image.
 
 The recipe of the paper's code is timm's default: a crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3,
-resized to the full size, a flip for half of the images, and brightness, contrast and saturation jittered by 0.4. Here
-the crop is one of the image at the model's size, and the three jitters follow each other in that order.
+resized to the full size, a flip for half of the images, and brightness, contrast and saturation jittered by 0.4, one
+after the other. The crop here is for images that were decoded once to the model's size; images that are decoded as
+they are read have been cropped before they were resized (`decoding.ImageDecoder`), with the same boxes.
 
 Flip and crop are torch's `flip` and `grid_sample`: kornia's `crop_and_resize` aligns the corner pixels' centers, where
 Pillow and torchvision align their outer edges, and takes twice the time. The jitters are kornia's, which are Pillow's.
@@ -67,17 +68,25 @@ class Augmentation:
 
 
 def crop_boxes(
-    area: torch.Tensor, ratio: torch.Tensor, left: torch.Tensor, top: torch.Tensor, scale: tuple[float, float]
+    area: torch.Tensor,
+    ratio: torch.Tensor,
+    left: torch.Tensor,
+    top: torch.Tensor,
+    scale: tuple[float, float],
+    aspect: float = 1.0,
 ) -> tuple[torch.Tensor, ...]:
     """Left, top, width and height (B,) of crops as shares of the image, from uniform numbers (B,) in [0, 1).
 
-    The area is uniform in `scale`. The ratio of width to height, relative to that of the image, is uniform in its
-    logarithm between 3/4 and 4/3, or as much of it as fits into the image. Every place in the image is as likely.
+    The area is uniform in `scale`. The ratio of width to height, relative to that of the size to which the crop is
+    resized, is uniform in its logarithm between 3/4 and 4/3, or as much of it as fits into the image. Every place in
+    the image is as likely. `aspect` is the ratio of the image itself, relative to that same size; in an image that is
+    so long that no crop of the area has an allowed ratio, the crop is the largest that has one.
     """
-    area = scale[0] + (scale[1] - scale[0]) * area
-    limit = (-area.log()).clamp(max=_LOG_RATIO)
-    stretch = (limit * (2 * ratio - 1)).exp()
-    width, height = (area * stretch).sqrt(), (area / stretch).sqrt()
+    log_aspect = math.log(aspect)
+    log_area = (scale[0] + (scale[1] - scale[0]) * area).log().clamp(max=_LOG_RATIO - abs(log_aspect))
+    least, most = (log_area + log_aspect).clamp(min=-_LOG_RATIO), (log_aspect - log_area).clamp(max=_LOG_RATIO)
+    log_ratio = least + (most - least) * ratio - log_aspect
+    width, height = (((log_area + sign * log_ratio) / 2).exp().clamp(max=1) for sign in (1, -1))
     return left * (1 - width), top * (1 - height), width, height
 
 

@@ -5,9 +5,6 @@ a rectified stereo pair: the two views share their rows, so a split by columns w
 """
 
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
+from ..utils.files import atomic_path
 
 CROP = 32
 SCALES = (1, 2, 4)
@@ -109,12 +107,10 @@ def load_demo_dataset(cache_dir: str | Path | None = None) -> datasets.DatasetDi
 
 def _build_into(folder: Path) -> None:
     """Write under a temporary name and move into place: a crash or a second process leaves no half dataset."""
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    built = datasets.DatasetDict({split: _build_split(split) for split in ("train", "test")})
-    built.save_to_disk(str(temporary))
     try:
-        os.rename(temporary, folder)
+        with atomic_path(folder) as temporary:
+            built = datasets.DatasetDict({split: _build_split(split) for split in ("train", "test")})
+            built.save_to_disk(str(temporary))
     except OSError:
-        shutil.rmtree(temporary)
         if not folder.exists():
             raise

@@ -1,14 +1,23 @@
 """From the name of a dataset or a local folder to a training and a held-out split."""
 
+import os
+import sys
 from pathlib import Path
 
 import datasets
+import torch
+from datasets.data_files import DataFilesList
+from huggingface_hub import DatasetCard
 
 from ..utils.errors import UserError
+from .columns import Split, as_image_column
 from .demo import load_demo_dataset
+from .holding_out import hold_out
+from .local_files import LocalFiles, find_local_files
 from .pixels import with_bytes
 
 _HELD_OUT = ("validation", "test", "valid", "val")
+_SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 def load_image_datasets(
@@ -22,110 +31,87 @@ def load_image_datasets(
     max_eval_samples: int | None = None,
     seed: int = 0,
     streaming: bool = False,
+    label_column_name: str | None = None,
 ) -> tuple[datasets.DatasetDict, str]:
     """Splits `train` and `validation`, and the name of the column that holds the images.
 
     Args:
         dataset_name: `"demo"`, a dataset of the Hub, or a local folder or file.
         dataset_config_name: configuration of the dataset.
-        image_column_name: found by its type when None.
-        train_dir: a folder of images, a parquet file or a folder of parquet files, in place of `dataset_name`.
-        validation_dir: the same for the held-out images.
+        image_column_name: found by its type when None. A column of paths, of bytes or of both is one of images when it
+            is named here.
+        train_dir: a local folder or file in place of `dataset_name`; see [`local_files`] for what is read.
+        validation_dir: the same for the held-out images: those of its held-out split, where it has splits.
         train_val_split: share of the training images held out where there is no other split.
         max_train_samples, max_eval_samples: use only so many, drawn with the seed.
         seed: decides which images are held out or left out.
         streaming: `train` is a `datasets.IterableDataset`, and `validation` the first `max_eval_samples` images of
             the held-out split, read into memory.
+        label_column_name: held-out images are drawn evenly from its labels; the only column of labels when None.
 
     Raises:
         UserError: when nothing can be loaded, or there is no such column; the message says what to do.
     """
-    if streaming:
-        return _load_streams(
-            dataset_name,
-            dataset_config_name,
-            image_column_name,
-            train_dir,
-            validation_dir,
-            max_train_samples,
-            max_eval_samples,
-        )
-    if train_dir is not None:
-        splits = datasets.DatasetDict({"train": _load_local("train_dir", train_dir)})
-    elif dataset_name == "demo":
-        splits = load_demo_dataset()
-    elif Path(dataset_name).is_file():
-        splits = datasets.DatasetDict({"train": _load_local("dataset_name", dataset_name)})
-    elif dataset_name.startswith((".", "/", "~")) and not Path(dataset_name).exists():
-        raise UserError(f"dataset_name: there is no file or folder {dataset_name}")
-    else:
-        splits = _load_named(dataset_name, dataset_config_name)
+    splits = _open_splits(dataset_name, dataset_config_name, image_column_name, train_dir, streaming)
     if "train" not in splits:
-        raise UserError(f"dataset_name {dataset_name!r} has no split 'train', only {', '.join(splits)}")
+        given = f"train_dir {train_dir}" if train_dir is not None else f"dataset_name {dataset_name!r}"
+        raise UserError(f"{given} has no split 'train', only {', '.join(splits)}")
     train = splits["train"]
     held_out_name = next((name for name in _HELD_OUT if name in splits), None)
+    held_out = None if held_out_name is None else splits[held_out_name]
     if validation_dir is not None:
-        held_out = _load_local("validation_dir", validation_dir)
-    elif held_out_name is not None:
-        held_out = splits[held_out_name]
+        own = _open_local("validation_dir", validation_dir, streaming, image_column_name)
+        held_out = own[next((name for name in (*_HELD_OUT, "train") if name in own), next(iter(own)))]
+    train, column = as_image_column(train, image_column_name, train_dir or dataset_name)
+    if held_out is not None:
+        held_out, _ = as_image_column(held_out, column, validation_dir or train_dir or dataset_name)
+    if streaming:
+        train, held_out = _limit_streams(train, held_out, column, max_train_samples, max_eval_samples)
     else:
-        if len(train) < 2:
-            raise UserError(f"train_val_split needs 2 training images, or pass validation_dir; got {len(train)}")
-        try:
-            parts = train.train_test_split(test_size=train_val_split, seed=seed)
-        except ValueError as error:
-            raise UserError(
-                f"train_val_split {train_val_split} of {len(train)} images leaves none to train on"
-            ) from error
-        train, held_out = parts["train"], parts["test"]
-    column = _image_column(train, image_column_name)
-    _image_column(held_out, column)
-    train = _some(train, max_train_samples, "max_train_samples", seed)
-    held_out = _some(held_out, max_eval_samples, "max_eval_samples", seed)
+        if held_out is None:
+            train, held_out = hold_out(train, train_val_split, seed, label_column_name)
+        train = _some(train, max_train_samples, "max_train_samples", seed)
+        held_out = _some(held_out, max_eval_samples, "max_eval_samples", seed)
     return datasets.DatasetDict({"train": train, "validation": held_out}), column
 
 
-def _load_streams(
-    dataset_name: str,
-    dataset_config_name: str | None,
-    image_column_name: str | None,
-    train_dir: str | None,
-    validation_dir: str | None,
+def _open_splits(
+    name: str, config_name: str | None, image_column: str | None, train_dir: str | None, streaming: bool
+) -> dict[str, Split]:
+    if train_dir is not None:
+        return _open_local("train_dir", train_dir, streaming, image_column)
+    if name == "demo":
+        splits = load_demo_dataset()
+        if streaming:
+            return {split: rows.to_iterable_dataset(num_shards=8) for split, rows in splits.items()}
+        return dict(splits)
+    if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
+        return _open_local("dataset_name", name, streaming, image_column, config_name)
+    return _open_named(name, config_name, streaming)
+
+
+def _limit_streams(
+    train: datasets.IterableDataset,
+    held_out: datasets.IterableDataset | None,
+    column: str,
     max_train_samples: int | None,
     max_eval_samples: int | None,
-) -> tuple[datasets.DatasetDict, str]:
-    splits: dict[str, datasets.IterableDataset]
-    if train_dir is not None:
-        splits = {"train": _load_local("train_dir", train_dir, streaming=True)}
-    elif dataset_name == "demo":
-        splits = {name: split.to_iterable_dataset(num_shards=8) for name, split in load_demo_dataset().items()}
-    elif Path(dataset_name).is_file():
-        splits = {"train": _load_local("dataset_name", dataset_name, streaming=True)}
-    else:
-        splits = _load_named(dataset_name, dataset_config_name, streaming=True)
-    if validation_dir is not None:
-        splits["validation"] = _load_local("validation_dir", validation_dir, streaming=True)
-    held_out_name = next((name for name in _HELD_OUT if name in splits), None)
-    if "train" not in splits or held_out_name is None:
-        raise UserError(
-            f"streaming needs a split 'train', and a held-out one or validation_dir; got {', '.join(splits)}"
-        )
+) -> tuple[datasets.IterableDataset, datasets.Dataset]:
+    """The training stream, and the held-out images in memory."""
+    if held_out is None:
+        raise UserError("streaming needs a split 'train', and a held-out one or validation_dir; got train")
     if max_eval_samples is None or max_eval_samples < 1:
         raise UserError(
             f"streaming needs max_eval_samples of at least 1, to keep them in memory; got {max_eval_samples}"
         )
-    train = splits["train"]
     if max_train_samples is not None:
         if max_train_samples < 1:
             raise UserError(f"max_train_samples must be at least 1, got {max_train_samples}")
         train = train.take(max_train_samples)  # the first of each shard
-    column = _image_column(train, image_column_name)
-    held_out = splits[held_out_name]
-    _image_column(held_out, column)
     held_out = held_out.cast_column(column, datasets.Image(decode=False)).take(max_eval_samples)
     rows = [{**row, column: with_bytes(row[column])} for row in held_out]
-    validation = datasets.Dataset.from_list(rows, features=held_out.features).cast_column(column, datasets.Image())
-    return datasets.DatasetDict({"train": train, "validation": validation}), column
+    kept = datasets.Dataset.from_list(rows, features=held_out.features).cast_column(column, datasets.Image())
+    return train, kept
 
 
 def _some(split: datasets.Dataset, count: int | None, name: str, seed: int) -> datasets.Dataset:
@@ -136,35 +122,68 @@ def _some(split: datasets.Dataset, count: int | None, name: str, seed: int) -> d
     return split if count >= len(split) else split.shuffle(seed=seed).select(range(count))
 
 
-def _load_local(option: str, location: str, streaming: bool = False):
-    """All images below a folder, or all rows of a parquet file, or of the parquet files or WebDataset's tar files below
-    a folder; a `datasets.IterableDataset` when streaming."""
-    path = Path(location)
+def _open_local(
+    option: str, location: str, streaming: bool, image_column: str | None, config_name: str | None = None
+) -> dict[str, Split]:
+    """The splits of a folder or file; tells in one line which files are read and which are left."""
+    path = Path(location).expanduser().absolute()
     if not path.exists():
         raise UserError(f"{option}: there is no file or folder {location}")
-    builder, found = "imagefolder", [str(path / "**")]
-    for suffix, name in ((".parquet", "parquet"), (".tar", "webdataset")):
-        shards = [path] if path.suffix == suffix else sorted(path.rglob(f"*{suffix}"))
-        if shards:
-            builder, found = name, [str(shard) for shard in shards]
-            break
-    if builder == "imagefolder" and not path.is_dir():
-        raise UserError(f"{option}: {location} is neither a folder nor a parquet or tar file")
     try:
-        return datasets.load_dataset(builder, data_files={"train": found}, split="train", streaming=streaming)
+        if path.is_file():
+            if path.suffix not in _SUFFIXES:
+                raise UserError(f"{option}: {location} is neither a folder nor a parquet or tar file")
+            return _load_files(LocalFiles(_SUFFIXES[path.suffix], {"train": [path]}, ""), streaming)
+        if _declares_files(path):
+            if any(character in str(path) for character in "*?["):
+                raise ValueError("its README.md declares data files, but a name with *, ? or [ would be a pattern")
+            _tell(f"{option} {path}: the files that its README.md declares")
+            return dict(datasets.load_dataset(str(path), config_name, streaming=streaming))
+        if config_name is not None:
+            raise UserError(
+                f"{option}: {location} declares no configurations, and dataset_config_name is {config_name}"
+            )
+        found = find_local_files(path, image_column)
+        _tell(f"{option} {found.told}")
+        return _load_files(found, streaming)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        if isinstance(error, UserError) and str(error).startswith(option):
+            raise
         raise UserError(f"{option}: no images could be read from {location}: {_reason(error)}") from error
 
 
-def _load_named(name: str, config_name: str | None, streaming: bool = False):
-    """A dataset of the Hub, or a local folder with its splits laid out as `datasets` knows them."""
+def _declares_files(folder: Path) -> bool:
+    """Whether a card says which files are data, as in a copy of a dataset repository of the Hub."""
     try:
-        return datasets.load_dataset(name, config_name, streaming=streaming)
+        configs = DatasetCard.load(folder / "README.md").data.to_dict().get("configs") or []
+        return any("data_files" in config for config in configs)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _load_files(found: LocalFiles, streaming: bool) -> dict[str, Split]:
+    """Read them without taking a name for a pattern. Of images the names alone are kept, whatever their content is."""
+    is_folder = found.builder == "imagefolder"
+    files = {}
+    for split, paths in found.files.items():
+        states = [os.stat(path) for path in paths if not is_folder]
+        versions = [(f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}",) for state in states]
+        files[split] = DataFilesList(list(map(str, paths)), versions)
+    return dict(datasets.load_dataset(found.builder, data_files=files, streaming=streaming, **found.options))
+
+
+def _tell(line: str) -> None:
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _open_named(name: str, config_name: str | None, streaming: bool) -> dict[str, Split]:
+    """A dataset of the Hub."""
+    try:
+        return dict(datasets.load_dataset(name, config_name, streaming=streaming))
     except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
     except OSError as error:  # as are ConnectionError and the Hub's own errors
-        if Path(name).exists():
-            raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
         raise UserError(
             f"the Hub cannot be reached for the dataset {name!r}: pass a local copy with --train_dir FOLDER "
             "(images or parquet files), or --dataset_name demo for the embedded photographs"
@@ -173,20 +192,3 @@ def _load_named(name: str, config_name: str | None, streaming: bool = False):
 
 def _reason(error: Exception) -> str:
     return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _image_column(split: datasets.Dataset | datasets.IterableDataset, name: str | None) -> str:
-    if split.features is None:
-        raise UserError("streaming: the dataset does not tell its columns")
-    available = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in split.features.items())
-    if name is not None:
-        if name not in split.features:
-            raise UserError(f"image_column_name: there is no column {name!r}; the columns are {available}")
-        if not isinstance(split.features[name], datasets.Image):
-            raise UserError(f"image_column_name: the column {name!r} holds no images; the columns are {available}")
-        return name
-    found = [column for column, feature in split.features.items() if isinstance(feature, datasets.Image)]
-    if len(found) != 1:
-        what = "no column" if not found else "more than one column"
-        raise UserError(f"{what} with images; name one with image_column_name; the columns are {available}")
-    return found[0]

@@ -13,7 +13,8 @@ def batch_slice(batch: int, batch_size: int, process: int, num_processes: int) -
 
 
 class StepSampler(Sampler[list[int]]):
-    """The indices of one process's batches, epoch after epoch without an end.
+    """The indices of one process's batches, epoch after epoch without an end. They count on from epoch to epoch: those
+    of the second are `num_images` and following, and so on.
 
     The images of a step are a function of the seed, the epoch and the step alone: they are drawn for all processes
     and all accumulated batches together, and [`batch_slice`] says which of them a batch gets. Each epoch is a
@@ -46,6 +47,7 @@ class StepSampler(Sampler[list[int]]):
         epoch, first = divmod(self.step, self.steps_per_epoch)
         while True:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+            order += epoch * self.num_images
             for step in range(first, self.steps_per_epoch):
                 images = order[step * self.images_per_step : (step + 1) * self.images_per_step]
                 for batch in range(self.batches_per_step):

@@ -1,12 +1,16 @@
-"""Images of a dataset that is read front to back: split over processes and workers, shuffled, resumable to the image.
+"""Images of a dataset that is read front to back: divided over processes and workers, shuffled, resumable to the image.
 
-A *reader* is one worker of one process. It has shards of its own, as many as any other reader; the shards that are left
-over are read by all, and each reader keeps every so-manieth row. It goes through its shards epoch after epoch, in an
-order of its own for each, and shuffles their rows chunk by chunk: while the images of one chunk are used, the next is
-read. An image therefore comes once in each of its reader's epochs, and the place of a reader is a few numbers. The
-shuffle buffer of `datasets` is not used, because its content is lost when a stream is resumed.
+A *reader* is one worker of one process. Each epoch is a permutation of the shards (of a parquet file its row groups,
+where there are fewer files than readers), dealt out to the readers, so that a shard is read by one reader in each
+epoch, and by another one in the next; a reader with fewer rows is in the next epoch sooner. Where there are fewer
+shards than processes, several read the same one, and each keeps its share of the rows.
+
+A reader shuffles rows chunk by chunk: while the images of one chunk are used, the next is read. Its place is therefore
+a few numbers. The shuffle buffer of `datasets` is not used, because its content is lost when a stream is resumed, and
+neither its division over processes, by which each reads all rows where their number does not divide the shards'.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,11 +25,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
 from ..utils.errors import UserError
-from .decoding import decode_image
+from .decoding import ImageDecoder
 from .images import NAMED, OnBrokenImage
-from .pixels import with_bytes
+from .labels import Labels
+from .pixels import MAX_IMAGE_PIXELS, with_bytes
 
+logger = logging.getLogger(__name__)
 _ROWS = 32  # read at a time
+_EMPTY_EPOCHS = 100  # in which a reader finds nothing before it gives up
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Place:
     """Where a reader stands: the first row of the chunk that it is in, and how many of the chunk it has used."""
 
     epoch: int = 0
-    shard: int = 0  # in the order of the epoch
+    shard: int = 0  # of those that the reader has in this epoch
     row: int = 0
     used: int = 0
 
@@ -49,15 +56,17 @@ class ImageStream(IterableDataset):
         image_column: its column of images.
         processor: from `image_processing.build_image_processor`.
         batch_size: images of a batch.
-        label_column: its column of labels.
+        label_column: its column of labels, numbers; or its [`labels.Labels`].
         buffer_size: rows that a reader shuffles at a time; it holds so many undecoded images in memory.
         seed: decides the order.
         on_broken_image: "skip" or "error".
         process, num_processes: which part of the stream is read.
+        max_image_pixels: an image of more is broken.
+        crop, draft: see [`decoding.ImageDecoder`].
 
     Raises:
         UserError: for a broken image, if `on_broken_image` is "error"; when the stream cannot be read, or a reader
-            finds no image in a whole epoch.
+            finds no image.
     """
 
     def __init__(
@@ -66,21 +75,28 @@ class ImageStream(IterableDataset):
         image_column: str,
         processor: PilBackend,
         batch_size: int,
-        label_column: str | None = None,
+        label_column: str | Labels | None = None,
         buffer_size: int = 1000,
         seed: int = 0,
         on_broken_image: OnBrokenImage = "skip",
         process: int = 0,
         num_processes: int = 1,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        crop: tuple[float, float] | None = None,
+        draft: bool = False,
     ):
-        columns = [image_column] if label_column is None else [image_column, label_column]
+        self.labels = label_column if isinstance(label_column, Labels) else None
+        column = label_column.column if isinstance(label_column, Labels) else label_column
+        columns = [image_column] if column is None else [image_column, column]
         self.stream = stream.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
-        self.image_column, self.label_column = image_column, label_column
-        self.processor = processor
+        self.image_column, self.label_column = image_column, column
+        self.is_cropped = crop is not None
+        self._decode = ImageDecoder(processor, max_image_pixels, crop, draft)
         self.batch_size, self.buffer_size = batch_size, buffer_size
         self.seed = seed
         self.on_broken_image = on_broken_image
         self.process, self.num_processes = process, num_processes
+        self.parts = 1  # readers of the same shard, each of which keeps its share of the rows
         self.places = [Place()]  # where each worker of this process begins
         self.first_worker = 0  # the one that makes the first batch
         self.num_broken = 0
@@ -95,7 +111,8 @@ class ImageStream(IterableDataset):
         last_good = self.places[worker].epoch
         for place, row in self._shuffled(self.places[worker], reader, num_readers):
             try:
-                images.append(decode_image(row[self.image_column], self.processor, f"in epoch {place.epoch}"))
+                key = (self.seed, reader, *vars(place).values())
+                images.append(self._decode(row[self.image_column], f"in epoch {place.epoch}", key))
             except UserError as error:
                 if self.on_broken_image == "error":
                     raise
@@ -105,13 +122,36 @@ class ImageStream(IterableDataset):
                 continue
             last_good = place.epoch
             if self.label_column:
-                labels.append(row[self.label_column])
+                labels.append(self._label(row[self.label_column]))
             if len(images) == self.batch_size:
                 batch = {"image": torch.stack(images)}
                 if self.label_column:
                     batch["label"] = torch.tensor(labels)
                 yield batch, place, broken
                 images, labels, broken = [], [], []
+
+    def divide(self, num_workers: int) -> int:
+        """Let so many workers of each process read (0: the process itself), or fewer, so that none reads rows that it
+        does not use: returns how many. What is read in vain nevertheless is told in one line."""
+        per_process = max(num_workers, 1)
+        if self.stream.num_shards < self.num_processes * per_process and hasattr(self.stream, "reshard"):
+            self.stream = self.stream.reshard()
+        shards = self.stream.num_shards
+        most = max(shards // self.num_processes, 1)
+        self.parts = -(-self.num_processes // shards)
+        if per_process > most:
+            self._tell(f"{shards} shards are for {most} reading workers of a process, not dataloader_num_workers")
+            num_workers = most
+        if self.parts > 1:
+            self._tell(f"{shards} shards for {self.num_processes} processes: each row is read {self.parts} times")
+        return num_workers
+
+    def _tell(self, what: str) -> None:
+        if self.process == 0:
+            logger.warning("streaming: %s; write the dataset in more files or row groups", what)
+
+    def _label(self, value: Any) -> int:
+        return self.labels.number(value, self.stream.features[self.label_column]) if self.labels else value
 
     def broken_images(self) -> tuple[int, list[str]]:
         """How often a broken image was passed over, and what is wrong with the first few."""
@@ -124,10 +164,12 @@ class ImageStream(IterableDataset):
 
     def _shuffled(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
         """The reader's rows in their shuffled order, each with the place after it."""
+        empty = 0
         while True:
             rows = self._rows(place, reader, num_readers)
             chunk = list(islice(rows, self.buffer_size))
-            if not chunk:
+            empty = 0 if chunk else empty + 1
+            if empty > _EMPTY_EPOCHS:
                 raise UserError(f"streaming: there is no image for reader {reader + 1} of {num_readers}")
             while chunk:
                 first = chunk[0][0]
@@ -146,15 +188,13 @@ class ImageStream(IterableDataset):
 
     def _rows(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
         """The reader's rows from a place to the end of its epoch, each with its own place."""
-        num_shards = self.stream.num_shards
-        shared = num_shards // num_readers * num_readers  # the first of those that all readers share
-        own = [*range(reader, shared, num_readers), *range(shared, num_shards)]
-        order = np.random.default_rng((self.seed, reader, place.epoch)).permutation(own)
+        pieces = np.random.default_rng((self.seed, place.epoch)).permutation(self.stream.num_shards * self.parts)
+        own = pieces[reader::num_readers].tolist()
         first_row = place.row
-        for number in range(place.shard, len(order)):
-            shard = int(order[number])
+        for number in range(place.shard, len(own)):
+            shard, part = divmod(own[number], self.parts)
             for row, example in self._read_shard(shard, first_row):
-                if shard < shared or (row + shard) % num_readers == reader:
+                if row % self.parts == part:
                     yield Place(place.epoch, number, row), example
             first_row = 0
 
@@ -180,15 +220,16 @@ class StreamLoader:
 
     Args:
         images: the stream, as this process reads it.
-        num_workers: processes that read and decode; 0: this one.
+        num_workers: processes that read and decode, or fewer, see [`ImageStream.divide`]; 0: this one.
         device: where the batches go.
     """
 
     steps_per_epoch = None
 
     def __init__(self, images: ImageStream, num_workers: int = 0, device: torch.device | str = "cpu"):
-        self.images, self.num_workers, self.device = images, num_workers, torch.device(device)
-        self._places = [Place()] * max(num_workers, 1)
+        self.images, self.device = images, torch.device(device)
+        self.num_workers = images.divide(num_workers)
+        self._places = [Place()] * max(self.num_workers, 1)
         self._batches = 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """Pull from and push to the Hugging Face Hub: what its own client does, and retried, verified, with clear errors."""
 
+from .contents import files_to_push
 from .loading import load_pretrained, pull
-from .pushing import files_to_push, push_files, push_folder
+from .pushing import push_files, push_folder
 
 __all__ = ["files_to_push", "load_pretrained", "pull", "push_files", "push_folder"]

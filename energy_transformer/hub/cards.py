@@ -8,8 +8,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
+from ..utils.files import LOCAL_PATH, atomic_path
 from .loading import split_revision
-from .tasks import TASKS, Task
+from .tasks import LEAST_ERROR, TASKS, Task
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LICENSE = "apache-2.0"
@@ -55,9 +56,9 @@ def loading_lines(task: Task, name: str) -> str:
 def write_card(folder: str | Path, repo_id: str | None = None, license: str = LICENSE) -> Path:
     """Write [`model_card`] as `README.md` into the folder, under a temporary name first."""
     path = Path(folder) / "README.md"
-    temporary = path.with_name(".README.md")
-    model_card(folder, repo_id, license).save(temporary)
-    return temporary.replace(path)
+    with atomic_path(path) as temporary:
+        model_card(folder, repo_id, license).save(temporary)
+    return path
 
 
 def load_card(path: Path) -> ModelCard:
@@ -114,7 +115,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         base_model=_on_the_hub(arguments.get("model_name_or_path")),
         model_name=name,
         metrics=[task.metric],
-        eval_results=[_eval_result(task, run, data)],
+        eval_results=[_eval_result(task, run, data)] if run[task.result] is not None else None,
     )
     return ModelCard.from_template(
         metadata,
@@ -130,6 +131,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         data=data,
         base_model=_on_the_hub(arguments.get("model_name_or_path")),
         recipe={name: value for name in _RECIPE if (value := {**arguments, **run}.get(name)) is not None},
+        overridden=[_overridden(entry) for entry in run.get("overridden_options", [])],
         hardware=hardware,
         limits=limits,
     )
@@ -146,7 +148,7 @@ def _reason(error: Exception) -> str:
 def _data(arguments: dict) -> dict:
     """Name, and where it is one of the Hub's, identifier and address of the dataset. Local paths stay unnamed."""
     name = arguments["dataset_name"]
-    if arguments.get("train_dir") or Path(name).exists():
+    if arguments.get("train_dir") or name == LOCAL_PATH or Path(name).exists():
         return {"name": "a local folder of images", "type": "imagefolder", "hub_id": None, "url": None}
     if name == "demo":
         photographs = "crops of the photographs that come with scikit-image"
@@ -173,14 +175,14 @@ def _eval_result(task: Task, run: dict, data: dict) -> EvalResult:
 
 
 def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
-    rows = [{"name": "**this model**", "value": f"**{run[task.result]:.4g}**"}]
-    rows += [{"name": name, "value": f"{run[key]:.4g}"} for key, name in task.baselines.items() if key in run]
+    rows = [{"name": "**this model**", "value": f"**{_number(run[task.result])}**"}]
+    rows += [{"name": name, "value": _number(run[key])} for key, name in task.baselines.items() if key in run]
     note = ""
     if task.metric == "mse":
         ratios = " and ".join(
             f"{run[task.result] / run[key]:.3f} times that of the {name}"
             for key, name in task.baselines.items()
-            if run[key]
+            if run[task.result] is not None and run[key] > LEAST_ERROR
         )
         note = f"{config.mask_ratio:.0%} of the patches are hidden, {_KINDS[config.mask_type]}."
         if ratios:
@@ -191,6 +193,15 @@ def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
                 "the pictures, those of the hidden patches were estimated from the visible ones."
             )
     return {"heading": task.metric_name, "images": run["eval_samples"], "rows": rows, "note": note}
+
+
+def _overridden(entry: dict) -> str:
+    changes = ", ".join(f"`{name}` was {old}, then {new}" for name, (old, new) in entry["options"].items())
+    return f"at step {entry['step']}: {changes}"
+
+
+def _number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.4g}"
 
 
 def _pictures(folder: Path) -> list[dict[str, str]]:
@@ -257,6 +268,12 @@ def _limits(data: dict, run: dict, config: EnergyTransformerConfig) -> list[str]
         f"{source}: nothing is known of its error on other images or at other sizes.",
         "It was not examined for bias, nor for any use in which an error does harm.",
     ]
+    if run["arguments"].get("freeze_backbone"):
+        limits.insert(
+            0,
+            "It is a linear probe: the backbone was not trained for these classes. Its accuracy tells what a linear "
+            "layer reads from the standardized features, not what fine-tuning would reach.",
+        )
     if data["type"] == "scikit-image-photographs":
         limits.insert(0, "A demonstration: crops of eight photographs teach no more than local colors and edges.")
     return limits

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub.hf_api import RepoFile
 
-_CHUNK = 1 << 20  # bytes
+from ..utils.files import digest
 
 
 def is_the_same(path: Path, listed: RepoFile) -> bool:
@@ -17,13 +17,6 @@ def is_the_same(path: Path, listed: RepoFile) -> bool:
 def has_checksum(path: Path, checksum: str) -> bool:
     """Compare a file with the SHA-256 that the Hub keeps of an LFS file, or git's SHA-1 that it keeps of another."""
     if len(checksum) == hashlib.sha256().digest_size * 2:
-        return _digest(path, hashlib.sha256()) == checksum
+        return digest(path) == checksum
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    return _digest(path, git) == checksum
-
-
-def _digest(path: Path, checksum) -> str:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum.update(chunk)
-    return checksum.hexdigest()
+    return digest(path, git) == checksum

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
+from ..utils.console import without_model_bars
 from ..utils.errors import UserError
 from .failures import HUB_ERRORS, explain, with_retries
 from .integrity import has_checksum
@@ -41,7 +42,8 @@ def load_pretrained(
         if not Path(name_or_path).is_dir():
             repo_id, revision_of_name = split_revision(name_or_path)
             folder = str(_download(repo_id, revision or revision_of_name, token, _MODEL_FILES, _SUBFOLDERS))
-        return auto_class.from_pretrained(folder, **kwargs)
+        with without_model_bars():
+            return auto_class.from_pretrained(folder, **kwargs)
     except (*HUB_ERRORS, SafetensorError) as error:
         reason = explain(error, name_or_path).replace(folder, name_or_path)
         if not Path(folder).is_dir():

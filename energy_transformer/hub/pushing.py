@@ -1,6 +1,5 @@
 """A folder to a repository of the Hub in one commit, verified, and whole or not there at all."""
 
-import fnmatch
 import logging
 import tempfile
 import time
@@ -13,34 +12,14 @@ from huggingface_hub.hf_api import RepoFile
 from ..utils.errors import UserError
 from . import failures
 from .cards import load_card
+from .contents import LAST_CHECKPOINT, files_to_push
 from .failures import HUB_ERRORS, explain, is_transient, require_repo_id, require_token, with_retries
 from .integrity import is_the_same
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-LAST_CHECKPOINT = "last-checkpoint"  # as transformers' Trainer names it in a repository
 MESSAGE = "Upload model"
-_LEFT_OUT = (".*", "checkpoint-*", "__pycache__", "logs", "runs")
-
-
-def files_to_push(folder: str | Path, state: str | Path | None = None) -> dict[str, Path]:
-    """The files of a finished run by their names in the repository.
-
-    Hidden files, saved states (`checkpoint-STEP`) and the logs of trackers stay; the files of `state`, if one is
-    given, go to `last-checkpoint/`.
-    """
-    names = {path.relative_to(folder): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
-    files = {name.as_posix(): path for name, path in names.items() if not any(map(_is_left_out, name.parts))}
-    if state is not None:
-        for path in sorted(Path(state).rglob("*")):
-            if path.is_file():
-                files[f"{LAST_CHECKPOINT}/{path.relative_to(state).as_posix()}"] = path
-    return files
-
-
-def _is_left_out(part: str) -> bool:
-    return any(fnmatch.fnmatch(part, pattern) for pattern in _LEFT_OUT)
 
 
 def push_folder(

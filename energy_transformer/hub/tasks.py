@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# of pixels in [0, 1]: images of which a baseline has no greater error are too plain to compare with it
+LEAST_ERROR = 1e-10
+
 
 @dataclass(frozen=True)
 class Task:

@@ -6,30 +6,35 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..metrics.confusion import Confusion
+
 _MAX_NAMES = 30
 _COLUMNS = 8
 
 
-def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
-    """Rows are true labels, columns predicted ones; the shade is the share of the row, the number the count.
+def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Figure:
+    """Rows are true labels, columns predicted ones; the shade is the share of the true label, the number the count.
 
-    Names and numbers are left out where there are more than 30 labels.
+    Of more than 30 labels those 30 are shown that are confused most.
     """
-    counts = np.asarray(matrix)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2 + 0.45 * min(len(names), _MAX_NAMES)
+    chosen = confusion.most_confused(len(names), _MAX_NAMES)
+    counts, images = confusion.matrix(chosen), confusion.images(len(names))[chosen]
+    shares = counts / np.maximum(images[:, None], 1)
+    side = 2 + 0.45 * len(chosen)
     figure = Figure(figsize=(side + 0.8, side))
     axis = figure.subplots()
     figure.colorbar(axis.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true label", shrink=0.8)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    if len(names) <= _MAX_NAMES:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                color = "white" if shares[row, column] > 0.5 else "black"
-                axis.text(column, row, str(count), ha="center", va="center", fontsize=6, color=color)
+    if len(chosen) < len(names):
+        axis.set_title(f"the {len(chosen)} of {len(names)} labels that are confused most")
+    shown = [names[label] for label in chosen]
+    axis.set_xticks(range(len(chosen)), shown, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(chosen)), shown, fontsize=7)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=6, color=color)
     figure.tight_layout()
     return figure
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from ..utils.files import atomic_path
 from .reconstruction import Reconstruction
 
 _PANEL = 1.15  # inches
@@ -86,6 +87,5 @@ def energy_figure(energies: torch.Tensor) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG under a temporary name and move it into place; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -1,83 +1,60 @@
-"""The options of the training scripts: a dataclass for each task, filled from a YAML file and the command line."""
+"""The options that all training scripts share, declared once; those of a task are a dataclass of its own."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
-from transformers.hf_argparser import HfArgumentParser
-
-from ..utils.command_line import OneLineErrors
+from ..data.pixels import MAX_IMAGE_PIXELS
 from ..utils.errors import UserError
+from ..utils.files import LOCAL_PATH
+from ..utils.option_parser import JoinedByCommas, OptionParser, whole_number
+from .option_rules import COMMON_RULES, check
+from .recipes import as_words, find_recipe, options_of_file, recipe_of_dataset
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, group: str | None = None, **more: Any) -> Any:
+    """A field of a dataclass of options; `group` is the heading in `--help` that it stands under."""
+    return field(default=default, metadata={"help": help, "group": group, **more})
 
 
-# names of options, the test that a value must pass (None is never tested), and what is allowed in words
-_Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
+_run = partial(option, group="run")
+_data = partial(option, group="data")
+_model = partial(option, group="model")
+_steps = partial(option, group="batches and steps")
+_optimizer = partial(option, group="optimizer and schedule")
+_augmentation = partial(option, group="augmentation")
+_device = partial(option, group="device and speed")
+_saving = partial(option, group="evaluation, saving and resuming")
+_report = partial(option, group="reports and pictures")
+_hub = partial(option, group="the Hub")
 
-
-def _check(options: Any, rules: list[_Rule]) -> None:
-    for names, is_allowed, allowed in rules:
-        for name in names:
-            value = getattr(options, name)
-            if value is not None and not is_allowed(value):
-                raise UserError(f"{name} must {allowed}, got {value!r}")
-
-
-_IS_SHARE = (lambda value: 0 < value < 1, "lie between 0 and 1, both excluded")
-_COMMON_RULES: list[_Rule] = [
-    (("train_val_split",), *_IS_SHARE),
-    (
-        (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "checkpoints_total_limit",
-            "num_visual_samples",
-            "logging_steps",
-            "sample_steps",
-            "shuffle_buffer_size",
-            "ddp_timeout",
-        ),
-        lambda value: value >= 1,
-        "be at least 1",
-    ),
-    (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "lie in [0, 1)"),
-    (("ema_decay",), *_IS_SHARE),
-    (("warmup_ratio",), lambda value: value <= 1, "be at most 1"),
-    (("layer_decay",), lambda value: 0 < value <= 1, "lie in (0, 1]"),
-    (("seed",), lambda value: value < 2**32, "be below 2**32"),
-    (("learning_rate", "num_train_epochs", "max_grad_norm"), lambda value: value > 0, "be greater than 0"),
-    (
-        (
-            "dataloader_num_workers",
-            "max_cached_bytes",
-            "min_learning_rate",
-            "num_warmup_steps",
-            "warmup_ratio",
-            "weight_decay",
-            "seed",
-        ),
-        lambda value: value >= 0,
-        "not be negative",
-    ),
-    (
-        ("eval_steps", "checkpointing_steps"),
-        lambda value: value == "epoch" or (value.isdigit() and int(value) > 0),
-        "be 'epoch' or a number above 0",
-    ),
-    (
-        ("image_size", "patch_size"),
-        lambda value: 1 <= len(value) <= 2 and min(value) >= 1,
-        "be one number or height and width, at least 1",
-    ),
-]
+# What other programs call an option; the words for it here.
+SYNONYMS = {
+    "torch_compile": "--compile",
+    "save_total_limit": "--checkpoints_total_limit",
+    "save_steps": "--checkpointing_steps",
+    "save_strategy": "--checkpointing_steps",
+    "eval_strategy": "--eval_steps",
+    "bf16": "--mixed_precision bf16",
+    "fp16": "--mixed_precision fp16",
+    "use_cpu": "--cpu",
+    "no_cuda": "--cpu",
+    "warmup_steps": "--num_warmup_steps",
+    "lr": "--learning_rate",
+    "epochs": "--num_train_epochs",
+    "batch_size": "--per_device_train_batch_size",
+    "train_batch_size": "--per_device_train_batch_size",
+    "eval_batch_size": "--per_device_eval_batch_size",
+    "num_workers": "--dataloader_num_workers",
+    "max_steps": "--max_train_steps",
+    "lr_scheduler": "--lr_scheduler_type",
+    "project_dir": "--output_dir",
+    "resume": "--resume_from_checkpoint latest",
+    "token": "--hub_token",
+}
 
 
 @dataclass
@@ -88,85 +65,134 @@ class CommonArguments:
         UserError: when an option's value is not allowed.
     """
 
-    output_dir: str = _option("outputs/training", "Folder for the model, the pictures and the results.")
-    overwrite_output_dir: bool = _option(False, "Delete what an earlier run left in output_dir.")
-    seed: int = _option(0, "Seed of the weights, the order of the data and the masks.")
+    task: ClassVar[str]
 
-    dataset_name: str = _option("demo", "'demo' (embedded photographs), a dataset of the Hub, or a local folder.")
-    dataset_config_name: str | None = _option(None, "Configuration of the dataset.")
-    image_column_name: str | None = _option(None, "Column with the images; found by its type when not given.")
-    train_dir: str | None = _option(None, "Local folder of images or parquet files to train on.")
-    validation_dir: str | None = _option(None, "Local folder of images or parquet files to evaluate on.")
-    train_val_split: float = _option(0.15, "Share of the training images held out where no other split exists.")
-    max_train_samples: int | None = _option(None, "Use only so many training images.")
-    max_eval_samples: int | None = _option(None, "Use only so many images for evaluation.")
-    dataloader_num_workers: int = _option(0, "Processes that decode images where they are not decoded once.")
-    max_cached_bytes: int = _option(2**32, "Decode images once to a file in the datasets cache if it is no larger.")
-    on_broken_image: Literal["skip", "error"] = _option("skip", "Pass over broken images and count them, or stop.")
-    streaming: bool = _option(False, "Read training images front to back: for what does not fit. Give max_train_steps.")
-    shuffle_buffer_size: int = _option(1000, "Images that each worker shuffles at a time when streaming.")
+    output_dir: str = _run("outputs/training", "The folder for the model, the pictures and the results.")
+    overwrite_output_dir: bool = _run(False, "Delete what an earlier run left in output_dir.")
+    seed: int = _run(0, "The seed of the weights, of the order of the data and of the masks.")
 
-    model_name_or_path: str | None = _option(None, "Checkpoint to start from; a new model when not given.")
-    config_overrides: str | None = _option(None, "Fields of the model's configuration: 'hidden_size=64,num_steps=4'.")
-    image_size: list[int] | None = _option(None, "Size of the images in pixels: one number, or height and width.")
-    patch_size: list[int] | None = _option(None, "Size of the patches in pixels: one number, or height and width.")
-
-    per_device_train_batch_size: int = _option(32, "Images for each process and step.")
-    per_device_eval_batch_size: int = _option(128, "Images for each process and step in evaluation.")
-    gradient_accumulation_steps: int = _option(1, "Batches for each optimizer step.")
-    num_train_epochs: float = _option(10.0, "Passes over the training images, unless max_train_steps is given.")
-    max_train_steps: int | None = _option(None, "Optimizer steps; overrides num_train_epochs.")
-    learning_rate: float = _option(5e-4, "Peak learning rate of AdamW.")
-    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = _option("cosine", "After the warm-up.")
-    min_learning_rate: float = _option(0.0, "Where the cosine ends.")
-    num_warmup_steps: int = _option(0, "Steps of linear warm-up.")
-    warmup_ratio: float = _option(0.0, "The same as a share of all steps; used when num_warmup_steps is 0.")
-    weight_decay: float = _option(0.05, "Of weight matrices; biases, norms, betas, tokens and positions have none.")
-    adam_beta1: float = _option(0.9, "First beta of AdamW.")
-    adam_beta2: float = _option(0.99, "Second beta of AdamW.")
-    max_grad_norm: float = _option(1.0, "Clip the norm of the gradient.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = _option(None, "That of the launch file when not given.")
-    cpu: bool = _option(False, "Train on the CPU, also where there is a GPU and with several processes (gloo).")
-    ddp_timeout: int = _option(1800, "Seconds for which a process waits for others, such as for a first download.")
-    compile: bool = _option(False, "Compile the model with torch.compile.")
-    tf32: bool = _option(False, "Let matrix products of float32 use TF32 on a GPU that has it.")
-    gradient_checkpointing: bool = _option(False, "Compute each descent step again in the backward pass: less memory.")
-    layer_decay: float = _option(1.0, "Scale the learning rate by this for each layer below the head.")
-    ema_decay: float | None = _option(None, "Evaluate and save an exponential moving average of the weights.")
-    horizontal_flip: bool = _option(True, "Flip half of the training images.")
-    random_resized_crop: list[float] | None = _option(None, "Train on crops with this least and greatest share.")
-    color_jitter: float = _option(0.0, "Change brightness, contrast and saturation by up to this share.")
-
-    eval_steps: str | None = _option(None, "Evaluate every N steps or each 'epoch'; at the end in any case.")
-    checkpointing_steps: str | None = _option(None, "Save the whole state every N steps or each 'epoch'.")
-    checkpoints_total_limit: int | None = _option(
-        None, "Keep so many saved states, and always the newest and the best."
+    dataset_name: str = _data("demo", "'demo' (embedded photographs), a dataset of the Hub, or a local folder.")
+    dataset_config_name: str | None = _data(None, "The configuration of the dataset, where it has several.")
+    image_column_name: str | None = _data(None, "The column with the images. It is found by its type when not given.")
+    train_dir: str | None = _data(None, "A local folder of images or parquet files to train on.")
+    validation_dir: str | None = _data(None, "A local folder of images or parquet files to evaluate on.")
+    train_val_split: float = _data(0.15, "The share of the training images to hold out where no other split exists.")
+    max_train_samples: int | None = _data(None, "Train on at most this many images.")
+    max_eval_samples: int | None = _data(None, "Evaluate on at most this many images.")
+    dataloader_num_workers: int = _data(0, "The processes that decode images, where they are not decoded once.")
+    max_cached_bytes: int = _data(
+        2**32, "Images are decoded once where they fit into so much of the datasets cache, beside those of other runs."
     )
-    load_best_model_at_end: bool = _option(False, "Evaluate and save the saved state with the best held-out figure.")
-    resume_from_checkpoint: str | None = _option(
-        None, "A saved state to go on from: 'latest', its folder, or USER/REPO[@REVISION]."
+    max_image_pixels: int = _data(MAX_IMAGE_PIXELS, "An image of more pixels counts as broken, and is not decoded.")
+    on_broken_image: Literal["skip", "error"] = _data("skip", "Pass over broken images and count them, or stop.")
+    streaming: bool = _data(
+        False, "Read the training images front to back, for what does not fit on the disk. It needs max_train_steps."
     )
-    logging_steps: int = _option(20, "Report loss, rate, energies and speed every N steps.")
-    sample_steps: int | None = _option(None, "Write the pictures into samples/step-STEP every N steps.")
-    report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = _option(None, "Tracker for the reports.")
-    with_tracking: bool = _option(False, "The same as report_to tensorboard, where that is not given.")
-    num_visual_samples: int = _option(8, "Held-out images in the pictures.")
+    shuffle_buffer_size: int = _data(1000, "The images that each worker shuffles at a time when streaming.")
 
-    push_to_hub: bool = _option(False, "Push the run to the Hub, in the background.")
-    hub_model_id: str | None = _option(None, "Repository to push to, USER/REPO; named as output_dir when not given.")
-    hub_private_repo: bool = _option(False, "Make a new repository private.")
+    model_name_or_path: str | None = _model(None, "The checkpoint to start from. The model is new when not given.")
+    config_overrides: str | None = _model(
+        None,
+        "Fields of the model's configuration to change, such as 'hidden_size=64,num_steps=4'.",
+        action=JoinedByCommas,
+    )
+    image_size: list[int] | None = option(
+        None, "The size of the images in pixels: one number, or height and width.", "model"
+    )
+    patch_size: list[int] | None = option(
+        None, "The size of the patches in pixels: one number, or height and width.", "model"
+    )
+
+    per_device_train_batch_size: int = _steps(32, "The images that each process takes at once in training.")
+    per_device_eval_batch_size: int = _steps(128, "The images that each process takes at once in evaluation.")
+    gradient_accumulation_steps: int = _steps(1, "The batches that each process takes for one optimizer step.")
+    num_train_epochs: float = _steps(
+        10.0, "Pass this often over the training images. On the command line it beats the max_train_steps of a recipe."
+    )
+    max_train_steps: int | None = _steps(None, "Take this many optimizer steps, whatever num_train_epochs says.")
+
+    learning_rate: float = _optimizer(5e-4, "The peak of AdamW's learning rate, after the warm-up.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = _optimizer(
+        "cosine", "How the learning rate goes on from its peak."
+    )
+    min_learning_rate: float = _optimizer(0.0, "The learning rate at which the cosine ends.")
+    num_warmup_steps: int = _optimizer(0, "Raise the learning rate from 0 to its peak in this many steps.")
+    warmup_ratio: float = _optimizer(0.0, "The warm-up as a share of all steps, used where num_warmup_steps is 0.")
+    weight_decay: float = _optimizer(
+        0.05, "The decay of weight matrices. Biases, norms, betas, tokens and positions have none."
+    )
+    adam_beta1: float = _optimizer(0.9, "The first beta of AdamW.")
+    adam_beta2: float = _optimizer(0.99, "The second beta of AdamW.")
+    max_grad_norm: float = _optimizer(1.0, "Scale a gradient down to this norm where it is longer. inf never does.")
+    layer_decay: float = _optimizer(1.0, "Scale the learning rate by this for each layer below the head.")
+    ema_decay: float | None = _optimizer(None, "Evaluate and save a moving average of the weights with this decay.")
+
+    horizontal_flip: bool = _augmentation(True, "Flip half of the training images from left to right.")
+    random_resized_crop: list[float] | None = option(
+        None, "Train on crops whose share of the image lies between these two numbers.", "augmentation"
+    )
+    color_jitter: float = _augmentation(0.0, "Change brightness, contrast and saturation by up to this share.")
+
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _device(
+        None, "The precision of the products. It is that of the launch file when not given."
+    )
+    cpu: bool = _device(False, "Train on the CPU even where there is a GPU, also with several processes.")
+    ddp_timeout: int = _device(
+        1800, "The seconds for which a process waits for the others, such as for a first download."
+    )
+    compile: bool = _device(False, "Compile the model with torch.compile.")
+    tf32: bool = _device(False, "Let float32 products use TF32 on a GPU that has it.")
+    gradient_checkpointing: bool = _device(
+        False, "Compute each descent step again in the backward pass, which takes less memory."
+    )
+
+    eval_steps: str | None = _saving(None, "Evaluate every N steps, or each 'epoch', besides at the end.")
+    checkpointing_steps: str | None = _saving(None, "Save the whole state every N steps, or each 'epoch'.")
+    checkpoints_total_limit: int | None = _saving(
+        None, "Keep at most this many saved states, always with the newest and the best."
+    )
+    load_best_model_at_end: bool = _saving(False, "End with the saved state that has the best held-out figure.")
+    resume_from_checkpoint: str | None = _saving(
+        None, "Go on from a saved state: 'latest', its folder, or USER/REPO[@REVISION] of the Hub."
+    )
+    trust_state: bool = _saving(
+        False, "Also read a saved state in FSDP's sharded or DeepSpeed's format, which can run code of its author."
+    )
+    override_saved_options: bool = _saving(
+        False, "Go on with the options that are given now, where those of the saved state are others."
+    )
+
+    logging_steps: int = _report(20, "Report the loss, the rate, the energies and the speed every N steps.")
+    sample_steps: int | None = _report(None, "Write the pictures into samples/step-STEP every N steps.")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] | None = _report(
+        None, "Send the reports to this tracker too."
+    )
+    with_tracking: bool = _report(False, "The same as report_to tensorboard, where that is not given.")
+    num_visual_samples: int = _report(8, "The number of held-out images in the pictures.")
+
+    push_to_hub: bool = _hub(False, "Push the run to the Hub, in the background.")
+    hub_model_id: str | None = _hub(
+        None, "The repository to push to, USER/REPO. It has the name of output_dir when not given."
+    )
+    hub_private_repo: bool = _hub(False, "Make a new repository private.")
     hub_token: str | None = field(
         default=None,
         repr=False,
-        metadata={"help": "Better not: others can see it in the list of processes. `hf auth login` or HF_TOKEN."},
+        metadata={
+            "help": "Better not: others can see it in the list of processes. Use `hf auth login` or HF_TOKEN.",
+            "group": "the Hub",
+        },
     )
-    hub_strategy: Literal["end", "every_save", "checkpoint"] = _option(
-        "every_save", "Push at the end only, at each saved state too, or these with the state, to be resumed elsewhere."
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = _hub(
+        "every_save", "Push at the end only, at each saved state too, or with the states, to be resumed elsewhere."
     )
-    license: str = _option("apache-2.0", "License of the weights in the model card, as the Hub writes it.")
+    license: str = _hub("apache-2.0", "The license of the weights in the model card, as the Hub writes it.")
 
     def __post_init__(self) -> None:
-        _check(self, _COMMON_RULES)
+        for name in ("eval_steps", "checkpointing_steps"):
+            with suppress(TypeError, ValueError):  # None, "epoch" and what is refused below
+                setattr(self, name, str(whole_number(getattr(self, name))))
+        check(self, COMMON_RULES)
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"min_learning_rate must be at most learning_rate {self.learning_rate}, got {self.min_learning_rate}"
@@ -183,80 +209,79 @@ class CommonArguments:
             )
 
 
-@dataclass
-class MaskedImageModelingArguments(CommonArguments):
-    """Options of `scripts/train_masked_image_modeling.py`.
-
-    Raises:
-        UserError: when an option's value is not allowed.
-    """
-
-    output_dir: str = _option("outputs/masked_image_modeling", "Folder for the model, the pictures and the results.")
-    mask_ratio: float | None = _option(None, "Share of the patches in the loss; that of the model when not given.")
-    mask_replace_probability: float | None = _option(None, "Share of those that is replaced by the mask token.")
-    mask_patch_size: int | None = _option(None, "Side of the squares hidden as a whole, in pixels; one patch if None.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self, [(("mask_ratio",), *_IS_SHARE)])
-
-
 Arguments = TypeVar("Arguments", bound=CommonArguments)
-
-
-class _OptionParser(OneLineErrors, HfArgumentParser):
-    """One option for each field of a dataclass, with errors on one line."""
-
-
-def _as_command_line(path: Path, known: set[str]) -> list[str]:
-    """The options of a YAML file as they would stand on the command line, which also converts their types."""
-    try:
-        options = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"--config {path} must hold options as 'name: value'")
-    unknown = sorted(str(name) for name in options if name not in known)
-    if unknown:
-        raise UserError(f"unknown option in {path}: {', '.join(unknown)} (--help lists every option)")
-    if options.get("hub_token") is not None:
-        raise UserError(f"hub_token in {path}: a recipe is no place for a token; use `hf auth login` or HF_TOKEN")
-    words = []
-    for name, value in options.items():
-        if isinstance(value, dict):
-            value = ",".join(f"{key}={json.dumps(entry)}" for key, entry in value.items())
-        if isinstance(value, list):
-            words.extend([f"--{name}", *map(str, value)])
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
+_HELP = {"-h", "--help"}
 
 
 def parse_arguments(
     argv: Sequence[str],
-    default_config: Path,
+    default_config: Path | None,
+    arguments_class: type[Arguments],
     description: str | None = None,
-    arguments_class: type[Arguments] = MaskedImageModelingArguments,
 ) -> Arguments:
-    """A task's options: of a YAML file (`--config`, or `default_config`), overridden by the other words of `argv`.
+    """A task's options: of a recipe, overridden by the other words of `argv`.
+
+    The recipe is the one that `--config` names, else `default_config`, else that of the dataset; a run that is resumed
+    without `--config` has the options of the state in its place. Epochs on the command line beat steps in the recipe.
 
     Raises:
-        UserError: for an unreadable file, an unknown key in it, or a value that is not allowed.
-        SystemExit: with code 2 and one line for an unknown option or a value of the wrong type.
+        UserError: for an unreadable file, an unknown key in it, a value that is not allowed, or no recipe.
+        SystemExit: with code 2 and one line for an unknown option or a value of the wrong type; with 0 after `--help`.
     """
-    config_parser = OneLineErrors(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", type=Path, default=default_config)
-    config, words = config_parser.parse_known_args(argv)
-    parser = _OptionParser(arguments_class, description=description, allow_abbrev=False)
-    parser.add_argument("--config", help=f"YAML file with options, default: {default_config}")
-    known = {option.name for option in fields(arguments_class)}
-    overrides_parser = OneLineErrors(add_help=False, allow_abbrev=False)
-    overrides_parser.add_argument("--config_overrides", action="append", default=[])
-    overrides, words = overrides_parser.parse_known_args([*_as_command_line(config.config, known), *words])
-    if overrides.config_overrides:  # those of the file and of the command line, which comes later and wins
-        words.append(f"--config_overrides={','.join(overrides.config_overrides)}")
-    values = vars(parser.parse_args(words))
-    values.pop("config")
+    parser = OptionParser(arguments_class, description, SYNONYMS)
+    parser.add_argument("--config", metavar="RECIPE", help="A recipe by its name, or a YAML file with options.")
+    given = parser.given([word for word in argv if word not in _HELP])
+    try:
+        values, source = _base_options(parser, given, default_config, arguments_class)
+    except UserError:
+        if not _HELP & set(argv):
+            raise
+        parser.print_help()
+        raise SystemExit(0) from None
+    values = _merge(values, given)
+    if _HELP & set(argv):
+        parser.set_defaults(**values)
+        parser.epilog = f"Defaults are those of {source}."
+        parser.print_help()
+        raise SystemExit(0)
+    if LOCAL_PATH in values.values():
+        from .resumption import require_paths
+
+        require_paths(values)
     return arguments_class(**values)
+
+
+def _base_options(
+    parser: OptionParser, given: dict[str, Any], default_config: Path | None, arguments_class: type[CommonArguments]
+) -> tuple[dict[str, Any], object]:
+    """What the options of the command line are added to, and where it stands: a recipe, or a saved state."""
+    known = {each.name for each in fields(arguments_class)}
+    config, resumed = given.pop("config", None), given.get("resume_from_checkpoint")
+
+    def of_recipe() -> tuple[dict[str, Any], object]:
+        if config:
+            path = find_recipe(config, arguments_class.task)
+        else:
+            dataset_name = given.get("dataset_name", CommonArguments.dataset_name)
+            path = default_config or recipe_of_dataset(dataset_name, given.get("train_dir"), arguments_class.task)
+        return parser.given(options_of_file(path, known), source=path), path
+
+    if resumed and not config and not default_config:
+        from .resumption import saved_options  # which imports torch
+
+        output_dir = given.get("output_dir")
+        if resumed == "latest" and output_dir is None:
+            output_dir = of_recipe()[0].get("output_dir")
+        saved = saved_options(resumed, output_dir, arguments_class)
+        if saved is not None:
+            return parser.given(as_words(saved), source=resumed), f"the saved state {resumed}"
+    return of_recipe()
+
+
+def _merge(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    values = recipe | given
+    if recipe.get("config_overrides") and given.get("config_overrides"):  # later fields win
+        values["config_overrides"] = f"{recipe['config_overrides']},{given['config_overrides']}"
+    if "num_train_epochs" in given and "max_train_steps" not in given:
+        values["max_train_steps"] = None
+    return values

@@ -9,10 +9,10 @@ from ..data import ImageTensors, load_image_datasets
 from ..inspection.reconstruction import load_for_reconstruction
 from ..metrics.ssim import WINDOW
 from ..utils.errors import UserError
-from .checkpoints import write_json
-from .evaluation import PREDICTORS, evaluation_masks, score_predictions
-from .evaluation_arguments import EvaluationArguments
+from ..utils.files import write_json
+from .checkpoint_evaluation_arguments import EvaluationArguments
 from .loaders import build_eval_loader
+from .masked_image_modeling_evaluation import PREDICTORS, evaluation_masks, score_predictions
 
 _METRICS = ("masked_mse", "psnr", "ssim")
 _NAMES = {"model": "model", "mean_color": "mean color", "neighbor_average": "neighbor average"}
@@ -47,7 +47,7 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
         "checkpoint": checkpoint,
         "dataset": args.validation_dir or args.train_dir or args.dataset_name,
         "split": args.split,
-        "samples": len(loader.dataset),
+        "samples": loader.dataset.num_readable,
         "broken_images": loader.dataset.broken_images()[0],
         "patches": units,
         "patch_statistics": "estimated" if config.norm_pix_loss else "predicted",
@@ -71,8 +71,13 @@ def _build_loader(args: EvaluationArguments, accelerator: Accelerator, processor
             seed=args.seed,
             **limit,
         )
-        workers = args.dataloader_num_workers
-        images = ImageTensors(splits[args.split], column, processor, check=True, num_workers=workers)
+        images = ImageTensors(
+            splits[args.split],
+            column,
+            processor,
+            num_workers=args.dataloader_num_workers,
+            max_image_pixels=args.max_image_pixels,
+        )
     return build_eval_loader(images, args)
 
 

@@ -1,159 +1,50 @@
-"""Saved states of a run: `checkpoint-STEP` folders that are complete, verified when read, and kept within a limit.
+"""Writes the saved states of a run: whole or not at all, and kept within a limit.
 
 A state is written under a temporary name, with a manifest of the size and SHA-256 of each file, synced to the disk
 and moved into place. All processes must see the same output folder.
 """
 
 import contextlib
-import hashlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from ..utils.errors import UserError
-from .loaders import TrainLoader
-from .publishing import pull_state
+from ..utils.errors import ToldElsewhereError, UserError
+from ..utils.files import SAVING, digest, write_json
+from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states
+from .state_files import StateFiles, layout_of
 
 logger = get_logger(__name__)
-MANIFEST = "manifest.json"
 BEST = "best.json"
-_LOADER = "loader_{}.bin"
-# torch.save has no exception of its own for a full disk; it may meet it in any of these
-_TORCH_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream", "file write failed")
-
-
-@dataclass
-class SavedState:
-    """A folder whose manifest could be read.
-
-    Attributes:
-        written: a count that orders the states by when they were written, which their steps do not where a run went
-            on from an earlier one.
-        metric: the held-out figure at that step, None where it was not measured.
-        run: what a run must share with that of the state to go on from it.
-        files: size and SHA-256 of each file.
-    """
-
-    folder: Path
-    step: int
-    written: int
-    num_processes: int
-    metric: float | None
-    run: dict[str, Any]
-    run_id: str
-    files: dict[str, dict[str, Any]] = field(repr=False)
-
-    @classmethod
-    def read(cls, folder: Path) -> "SavedState":
-        """Raises:
-        UserError: when there is no manifest, or it is damaged.
-        """
-        try:
-            return cls(folder, **json.loads((folder / MANIFEST).read_text()))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{folder} is not a saved state (a folder checkpoint-STEP): it has no {MANIFEST}"
-            ) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder} is damaged: {MANIFEST} cannot be read") from error
-
-    def verify(self) -> None:
-        """Raises:
-        UserError: when a file is missing or has other bytes than were written.
-        """
-        for name, expected in self.files.items():
-            path = self.folder / name
-            try:
-                size = path.stat().st_size
-                if size != expected["size"]:
-                    raise UserError(f"{self.folder} is damaged: {name} has {size} of {expected['size']} bytes")
-                if _sha256(path) != expected["sha256"]:
-                    raise UserError(f"{self.folder} is damaged: {name} has other bytes than were written")
-            except OSError as error:
-                raise UserError(f"{self.folder} is damaged: {name}: {error.strerror}") from error
-
-
-def state_folders(output_dir: Path) -> list[Path]:
-    return [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-
-
-def _saved_states(output_dir: Path, warn: bool = False) -> list[SavedState]:
-    """Those with a manifest, in the order in which they were written."""
-    states = []
-    for folder in state_folders(output_dir):
-        try:
-            states.append(SavedState.read(folder))
-        except UserError as error:
-            if warn:
-                logger.warning(f"passed over: {error}")
-    return sorted(states, key=lambda state: state.written)
-
-
-def newest_state(output_dir: Path) -> Path | None:
-    """The folder that was written last, None where there is none."""
-    states = _saved_states(output_dir)
-    return states[-1].folder if states else None
-
-
-def holds_run(output_dir: Path, run_id: str) -> bool:
-    """Whether a state of this run is in the folder."""
-    return any(state.run_id == run_id for state in _saved_states(output_dir))
-
-
-def find_state(output_dir: Path, resume_from_checkpoint: str | None) -> SavedState | None:
-    """The saved state to go on from, verified; None for a new run, also where `latest` finds no state at all.
-
-    Raises:
-        UserError: when the state that is named is none or is damaged, or all states are damaged.
-    """
-    if not resume_from_checkpoint:
-        return None
-    if resume_from_checkpoint != "latest":
-        try:
-            folder = Path(resume_from_checkpoint)
-            state = SavedState.read(folder if folder.exists() else pull_state(resume_from_checkpoint))
-            state.verify()
-        except UserError as error:
-            raise UserError(f"resume_from_checkpoint: {error}") from error
-        return state
-    for state in reversed(_saved_states(output_dir, warn=True)):
-        try:
-            state.verify()
-        except UserError as error:
-            logger.warning(f"passed over: {error}")
-        else:
-            return state
-    if damaged := state_folders(output_dir):
-        names = ", ".join(sorted(folder.name for folder in damaged))
-        raise UserError(f"resume_from_checkpoint: every saved state in {output_dir} is damaged: {names}")
-    return None
-
-
-def ranked_states(output_dir: Path, minimize: bool) -> list[SavedState]:
-    """Those with a `metric`, the one of the least, or else the greatest, first."""
-    measured = [(state.metric, state) for state in _saved_states(output_dir) if state.metric is not None]
-    return [state for _, state in sorted(measured, key=lambda pair: pair[0], reverse=not minimize)]
-
-
-def best_state(output_dir: Path, minimize: bool) -> SavedState | None:
-    return next(iter(ranked_states(output_dir, minimize)), None)
+# a full disk may be met as any of these where a library has no exception of its own for it
+_WRITE_FAILURES = ("inline_container", "PytorchStreamWriter", "iostream", "file write failed")
+_READ_FAILURES = (
+    OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, UnpicklingError,
+    SafetensorError, CheckpointException,
+)  # fmt: skip
 
 
 class Checkpoints:
     """Writes and reads the saved states of one run.
 
     Args:
+        files: what a state holds.
         run: what must be the same in a run that goes on from a state.
+        held_out: tells the held-out images and how they are measured from others.
+        resumed: the state that the run goes on from.
         limit: keep only so many, of which the newest and the best are never deleted.
         minimize: whether the best has the least `metric`.
     """
@@ -162,23 +53,26 @@ class Checkpoints:
         self,
         accelerator: Accelerator,
         output_dir: Path,
-        loader: TrainLoader,
+        files: StateFiles,
         run: dict[str, Any],
-        run_id: str,
+        held_out: str,
+        resumed: SavedState | None,
         limit: int | None,
         minimize: bool,
     ):
-        self.accelerator, self.output_dir, self.loader = accelerator, output_dir, loader
-        self.run, self.run_id, self.limit, self.minimize = run, run_id, limit, minimize
+        self.accelerator, self.output_dir, self.files = accelerator, output_dir, files
+        self.run, self.held_out, self.limit, self.minimize = run, held_out, limit, minimize
+        self.run_id = resumed.run_id if resumed else uuid.uuid4().hex[:8]
+        self.branch = uuid.uuid4().hex[:8]
+        self.branches = {**resumed.branches, resumed.branch: resumed.step} if resumed else {}
 
     def save(self, step: int, metric: float | None = None) -> bool:
         """Write `checkpoint-STEP`. Where that fails, as on a full disk, warns, leaves nothing half and is False."""
-        temporary = self.output_dir / f".saving-{step}"
+        temporary = self.output_dir / f"{SAVING}checkpoint-{step}"
         failure = None
         try:
             with self._together(temporary):
-                self.accelerator.save_state(str(temporary))
-                torch.save(self.loader.state_dict(), temporary / _LOADER.format(self.accelerator.process_index))
+                self.files.write(temporary)
         except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             failure = _write_failure(error)
         if not self._failed_anywhere(failure) and self.accelerator.is_main_process:
@@ -212,16 +106,25 @@ class Checkpoints:
 
     def _finish(self, temporary: Path, step: int, metric: float | None) -> None:
         """Add the manifest, move into place, and delete the oldest states beyond the limit."""
-        states = _saved_states(self.output_dir)
+        for process in range(self.accelerator.num_processes):
+            name = PROCESS_FILE.format(process)
+            if not (temporary / name).exists():
+                raise FileNotFoundError(errno.ENOENT, f"process {process} has written no {name} that can be seen here")
+        states = saved_states(self.output_dir)
         manifest = {
+            "format": FORMAT,
             "step": step,
             "written": 1 + max((state.written for state in states), default=0),
             "num_processes": self.accelerator.num_processes,
+            "layout": layout_of(self.accelerator),
             "metric": metric,
+            "held_out": self.held_out,
             "run": self.run,
             "run_id": self.run_id,
+            "branch": self.branch,
+            "branches": self.branches,
             "files": {
-                str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+                str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": digest(path)}
                 for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             },
@@ -238,16 +141,30 @@ class Checkpoints:
         self._rotate(final)
 
     def _rotate(self, newest: Path) -> None:
-        best = best_state(self.output_dir, self.minimize)
+        best = next(iter(self.ranked()), None)
         if best is not None:
             write_json(self.output_dir / BEST, {"checkpoint": best.folder.name, "metric": best.metric})
         if self.limit is None:
             return
-        states = _saved_states(self.output_dir)
+        states = saved_states(self.output_dir)
         kept = {newest} | ({best.folder} if best else set())
         excess = len(states) - self.limit
         for state in [state for state in states if state.folder not in kept][: max(excess, 0)]:
             _delete(state.folder)
+
+    def ranked(self) -> list[SavedState]:
+        """The states that this run has been at, not those of branches that it has left, where they were measured on the
+        same held-out images; the best first."""
+        measured = [
+            (state.metric, state)
+            for state in saved_states(self.output_dir)
+            if state.metric is not None and state.held_out == self.held_out and self._is_past(state)
+        ]
+        return [state for _, state in sorted(measured, key=lambda pair: pair[0], reverse=not self.minimize)]
+
+    def _is_past(self, state: SavedState) -> bool:
+        """Whether this run has been at the state."""
+        return state.branch == self.branch or state.step <= self.branches.get(state.branch, -1)
 
     def load(self, state: SavedState) -> int:
         """Restore a state; returns the optimizer steps it had done.
@@ -263,32 +180,40 @@ class Checkpoints:
                 raise UserError(
                     f"resume_from_checkpoint: {state.folder} was saved with {name}={value}, got {self.run.get(name)}"
                 )
-        try:
-            self.accelerator.load_state(str(state.folder))
-            process = min(self.accelerator.process_index, state.num_processes - 1)
-            self.loader.load_state_dict(torch.load(state.folder / _LOADER.format(process), weights_only=True))
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError, CheckpointException) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"resume_from_checkpoint: {state.folder} is of another model or run: {reason}") from error
+        own_layout = layout_of(self.accelerator)
+        if state.layout != own_layout and (state.layout != "whole" or own_layout == "deepspeed"):
+            raise UserError(
+                f"resume_from_checkpoint: {state.folder} is {state.layout}, which this launch file does not take up: "
+                f"it writes {own_layout} states"
+            )
+        process = min(self.accelerator.process_index, state.num_processes - 1)
+        content = self._everywhere(state, lambda: self.files.read(state.folder, state.layout, process))
+        self._everywhere(state, lambda: self.files.take_up(state.folder, state.layout, content))
         self.accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
         return state.step
+
+    def _everywhere(self, state: SavedState, part: Callable[[], Any]) -> Any:
+        """What `part` returns; where it fails on one process, all of them raise a `UserError`."""
+        result = failure = cause = None
+        try:
+            result = part()
+        except _READ_FAILURES as error:
+            cause, failure = error, (str(error).strip() or type(error).__name__).splitlines()[0]
+        failures = [each for each in gather_object([failure]) if each]
+        if failures:
+            kind = UserError if failure else ToldElsewhereError
+            reason = failure or failures[0]
+            raise kind(f"resume_from_checkpoint: {state.folder} is of another model or run: {reason}") from cause
+        return result
 
 
 def _write_failure(error: BaseException) -> str:
     """The reason in one line; an error that is not about writing is raised again."""
     if isinstance(error, CheckpointException):  # of sharded processes: the error of each that failed
         error = next(iter(error.failures.values()))[0]
-    if isinstance(error, RuntimeError) and not any(part in str(error) for part in _TORCH_WRITE_FAILURES):
+    if isinstance(error, RuntimeError) and not any(part in str(error) for part in _WRITE_FAILURES):
         raise error
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -307,10 +232,3 @@ def _delete(folder: Path, between=None, *args) -> None:
     if between is not None:
         between(*args)
     shutil.rmtree(hidden)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write under a temporary name and move into place."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)

@@ -2,28 +2,31 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import broadcast, broadcast_object_list
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import denormalize, normalize
-from ..data.labels import prepare_labels
+from ..data.labels import Labels, prepare_labels
 from ..hub import load_pretrained
 from ..inspection.classification_pictures import confusion_figure, predictions_figure
 from ..inspection.visualization import save_figure
+from ..metrics.confusion import Confusion
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
 from ..utils.errors import UserError
-from .classification_arguments import ImageClassificationArguments
-from .classification_evaluation import evaluate_classifier, pixel_probe_accuracy
-from .configuration import configure
+from .finish import Training
+from .image_classification_arguments import ImageClassificationArguments
+from .image_classification_evaluation import evaluate_classifier, pixel_probe_accuracy
+from .linear_probe import StandardizedLinear, feature_statistics, fold_weights, folded_model, standardize_head
 from .loaders import Batch
-from .loop import Training
 from .mixing import UNIFORMS, Mixer
+from .model_configuration import configure
 
 logger = get_logger(__name__)
 _HEAD = "classifier."
@@ -65,20 +68,21 @@ class ImageClassificationTraining(Training):
 
     def build_config(self) -> EnergyTransformerConfig:
         args = self.args
-        if args.streaming:
-            raise UserError("streaming is not for classification, whose labels are looked through before it starts")
-        self.confusion: list[list[int]] | None = None  # of the last evaluation
+        self.label_column_name = args.label_column_name
+        self.confusion: Confusion | None = None  # of the last evaluation
         self.mixer = Mixer(args.mixup_alpha, args.cutmix_alpha) if args.mixup_alpha or args.cutmix_alpha else None
         return configure(args, label_smoothing=args.label_smoothing)
 
-    def load_datasets(self) -> tuple[datasets.DatasetDict, str, str | None]:
+    def load_datasets(self) -> tuple[datasets.DatasetDict, str, Labels | None]:
         splits, image_column, _ = super().load_datasets()
-        splits, label_column, self.names = prepare_labels(splits, self.args.label_column_name)
-        self.majority = int(torch.tensor(splits["train"][label_column][:]).bincount().argmax())
+        labels = prepare_labels(splits, self.args.label_column_name)
+        self.names = labels.names
+        counted = splits["validation" if self.args.streaming else "train"]  # a stream is not read through for it
+        self.majority = int(labels.numbers(counted).bincount().argmax())
         self.config.id2label = dict(enumerate(self.names))
         self.config.label2id = {name: label for label, name in enumerate(self.names)}
         self.config.problem_type = "single_label_classification"
-        return splits, image_column, label_column
+        return splits, image_column, labels
 
     def build_model(self) -> EnergyTransformerForImageClassification:
         source = self.args.model_name_or_path
@@ -89,8 +93,27 @@ class ImageClassificationTraining(Training):
         if self.accelerator.is_main_process:
             print(f"the head ({len(self.names)} labels) is {told}", flush=True)
         if self.args.freeze_backbone:
-            model.energy_transformer.requires_grad_(False)
+            self._prepare_probe(model)
         return model
+
+    def _prepare_probe(self, model: EnergyTransformerForImageClassification) -> None:
+        """Freeze the backbone and standardize its features, as the main process finds them."""
+        model.energy_transformer.requires_grad_(False)
+        width = model.config.hidden_size
+        statistics = (torch.zeros(width), torch.ones(width))
+        if self.accelerator.is_main_process:
+            images = self.train_loader.images
+            statistics = feature_statistics(model, images, self.processor, self.accelerator.device)
+        shared = broadcast(torch.stack(statistics).to(self.accelerator.device)).cpu()
+        standardize_head(model, *shared)
+
+    def _whole_model(self) -> EnergyTransformerForImageClassification:
+        """A linear probe becomes an ordinary classifier."""
+        model: Any = super()._whole_model()
+        return folded_model(model) if isinstance(model.classifier[1], StandardizedLinear) else model
+
+    def whole_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return fold_weights(weights)
 
     def draw(self, num_images: int, generator: torch.Generator) -> Batch:
         draws = super().draw(num_images, generator)
@@ -111,15 +134,20 @@ class ImageClassificationTraining(Training):
         results, self.confusion = evaluate_classifier(
             self.accelerator, self.model, self.eval_loader, self.processor, self.names
         )
-        return {
-            **results,
-            "eval_majority_accuracy": sum(self.confusion[self.majority]) / results["eval_samples"],
-            "eval_pixel_probe_accuracy": self._pixel_probe_accuracy,
-        }
+        majority = self.confusion.images(len(self.names))[self.majority]
+        results["eval_majority_accuracy"] = float(majority / results["eval_samples"])
+        if not self.args.streaming:  # a stream has no selection of images to fit the probe to
+            results["eval_pixel_probe_accuracy"] = self._pixel_probe_accuracy
+        return results
 
     @cached_property
     def _pixel_probe_accuracy(self) -> float:
-        return pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names))
+        """Of the main process, while the others wait for it."""
+        found: list[float | None] = [None]
+        if self.accelerator.is_main_process:
+            workers = self.args.dataloader_num_workers
+            found = [pixel_probe_accuracy(self.train_loader.images, self.eval_images, len(self.names), workers)]
+        return broadcast_object_list(found)[0]
 
     def describe(self, results: dict[str, float]) -> str:
         return f"held-out accuracy {results['eval_accuracy']:.3f}"

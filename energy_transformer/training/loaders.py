@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers.image_processing_backends import PilBackend
 
 from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report
+from ..data.labels import Labels
 from ..utils.errors import UserError
 from .arguments import CommonArguments
 
@@ -66,7 +67,7 @@ class MapTrainLoader:
             yield send_to_device(batch, self.device, non_blocking=True)
 
     def gather_broken_images(self) -> None:
-        self.images.mark_broken(torch.tensor(gather_object(self.images.broken_rows())))
+        share_broken_images(self.images)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._batches // self.sampler.batches_per_step}
@@ -74,6 +75,11 @@ class MapTrainLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.step = state["step"]
         self._batches = state["step"] * self.sampler.batches_per_step
+
+
+def share_broken_images(images: ImageTensors) -> None:
+    """Let `images.broken_images()` tell what all processes have found as they read; called by all of them."""
+    images.mark_broken(torch.tensor(gather_object(images.broken_rows())))
 
 
 def build_train_loader(
@@ -118,14 +124,24 @@ def _workers(images: ImageTensors, args: CommonArguments) -> int:
 def image_tensors(
     splits: datasets.DatasetDict,
     image_column: str,
-    label_column: str | None,
+    labels: Labels | None,
     processor: PilBackend,
     args: CommonArguments,
 ) -> tuple[ImageTensors | ImageStream, ImageTensors]:
-    """The training and the held-out images; reports those found broken."""
-    options: dict[str, Any] = {"label_column": label_column, "on_broken_image": args.on_broken_image}
+    """The training and the held-out images; reports those found broken.
+
+    Where they are not decoded once, they are found as they are read; all of them beforehand if they are not allowed.
+    """
+    options: dict[str, Any] = {
+        "label_column": labels,
+        "on_broken_image": args.on_broken_image,
+        "max_image_pixels": args.max_image_pixels,
+    }
+    crop = None if args.random_resized_crop is None else tuple(args.random_resized_crop)
+    training: dict[str, Any] = {"crop": crop, "draft": True, "seed": args.seed}
     decoding = {"max_cached_bytes": args.max_cached_bytes, "num_workers": args.dataloader_num_workers}
-    held_out = ImageTensors(splits["validation"], image_column, processor, check=True, **decoding, **options)
+    check = args.on_broken_image == "error"
+    held_out = ImageTensors(splits["validation"], image_column, processor, check=check, **decoding, **options)
     train: ImageTensors | ImageStream
     if isinstance(splits["train"], datasets.IterableDataset):
         state = PartialState()
@@ -135,13 +151,13 @@ def image_tensors(
             processor,
             args.per_device_train_batch_size,
             buffer_size=args.shuffle_buffer_size,
-            seed=args.seed,
             process=state.process_index,
             num_processes=state.num_processes,
+            **training,
             **options,
         )
     else:
-        train = ImageTensors(splits["train"], image_column, processor, **decoding, **options)
+        train = ImageTensors(splits["train"], image_column, processor, **training, **decoding, **options)
     for name, images in (("training", train), ("evaluation", held_out)):
         count, reasons = images.broken_images()
         if count:

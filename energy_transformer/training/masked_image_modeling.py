@@ -11,11 +11,11 @@ from ..hub import load_pretrained
 from ..masking import draw_masks, noise_units
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..utils.errors import UserError
-from .arguments import MaskedImageModelingArguments
-from .configuration import configure
-from .evaluation import evaluate, save_pictures
+from .finish import Training
 from .loaders import Batch
-from .loop import Training
+from .masked_image_modeling_arguments import MaskedImageModelingArguments
+from .masked_image_modeling_evaluation import evaluate, save_pictures
+from .model_configuration import configure
 
 
 def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:

@@ -1,75 +1,55 @@
-"""What a run tells while it goes on: a log of its own, a tracker, and where its time goes."""
+"""What a run tells while it goes on: the trackers, of which one is its own log, and where its time goes."""
 
 import importlib.util
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.tracking import GeneralTracker, on_main_process
 
 from ..utils.errors import UserError
+from ..utils.files import as_json, atomic_path
 from .arguments import CommonArguments
+from .records import public_options
 
 logger = get_logger(__name__)
 LOG = "training_log.jsonl"
 
 
-def tracker_name(args: CommonArguments) -> str | None:
-    """The tracker that `report_to` and `with_tracking` ask for.
+class JsonLines(GeneralTracker):
+    """`training_log.jsonl` in the run's folder, a line for each report: a tracker that is always there.
 
-    Raises:
-        UserError: when its package is missing.
-    """
-    name = args.report_to or ("tensorboard" if args.with_tracking else "none")
-    if name == "none":
-        return None
-    if importlib.util.find_spec(name) is None:
-        raise UserError(f"report_to {name} needs a package that is missing: pip install {name}")
-    return name
-
-
-def start_tracker(accelerator: Accelerator, args: CommonArguments, run_id: str, step: int) -> None:
-    """Start the run `run_id` of the tracker, or go on with it at `step`."""
-    config = {
-        name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(args).items()
-    }
-    resumed = {
-        "tensorboard": {"purge_step": step + 1},
-        "trackio": {"name": run_id, "resume": "allow"},
-        "wandb": {"id": run_id, "resume": "allow"},
-    }
-    project = run_id if tracker_name(args) == "tensorboard" else "energy-transformer"
-    accelerator.init_trackers(project, config, init_kwargs=resumed)
-
-
-class TrainingLog:
-    """`training_log.jsonl` in the run's folder, a line for each report, and the tracker where there is one.
-
-    Used on every process; only the main one writes. The lines after `step` are those of a run that was cut off.
+    Its lines after `step`, which is set before it starts, are those of a run that was cut off.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, step: int):
-        self.accelerator, self.path = accelerator, folder / LOG
-        if accelerator.is_main_process and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-            temporary = self.path.with_name(f".{LOG}")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(self.path)
+    name = "training_log"
+    requires_logging_directory = False
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        try:
-            self.accelerator.log(values, step=step)
-        except OSError as error:
-            logger.warning(f"step {step}: the tracker could not write: {error.strerror or error}")
-        if not self.accelerator.is_main_process:
-            return
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.path, self.step = folder / LOG, 0
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    @on_main_process
+    def start(self) -> None:
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= self.step]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    @on_main_process
+    def log(self, values: dict[str, float], step: int | None = None, **kwargs: Any) -> None:
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(as_json({"step": step, **values}) + "\n")
         except OSError as error:
             logger.warning(f"step {step}: {self.path} could not be written: {error.strerror}")
 
@@ -80,6 +60,47 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def trackers(args: CommonArguments) -> list[GeneralTracker | str]:
+    """The log, and the tracker that `report_to` and `with_tracking` ask for.
+
+    Raises:
+        UserError: when its package is missing.
+    """
+    log: list[GeneralTracker | str] = [JsonLines(Path(args.output_dir))]
+    name = args.report_to or ("tensorboard" if args.with_tracking else "none")
+    if name == "none":
+        return log
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"report_to {name} needs a package that is missing: pip install {name}")
+    return [*log, name]
+
+
+def start_trackers(accelerator: Accelerator, args: CommonArguments, run_id: str, step: int) -> None:
+    """Start the run `run_id` of the trackers, or go on with it at `step`."""
+    config = {
+        name: value if isinstance(value, int | float | str) else str(value)
+        for name, value in public_options(args).items()
+    }
+    resumed = {
+        "tensorboard": {"purge_step": step + 1},
+        "trackio": {"name": run_id, "resume": "allow"},
+        "wandb": {"id": run_id, "resume": "allow"},
+    }
+    for tracker in accelerator.log_with:
+        if isinstance(tracker, JsonLines):
+            tracker.step = step
+    project = run_id if "tensorboard" in accelerator.log_with else "energy-transformer"
+    accelerator.init_trackers(project, config, init_kwargs=resumed)
+
+
+def track(accelerator: Accelerator, values: dict[str, float], step: int) -> None:
+    """Tell all trackers; one that cannot write does not end the run."""
+    try:
+        accelerator.log(values, step=step)
+    except OSError as error:
+        logger.warning(f"step {step}: the tracker could not write: {error.strerror or error}")
 
 
 class StepTimer:

@@ -7,14 +7,19 @@ from pathlib import Path
 from accelerate.logging import get_logger
 
 from ..utils.errors import UserError
+from ..utils.files import SAVING, remove
 from .arguments import CommonArguments
-from .checkpoints import BEST, SavedState, holds_run, state_folders
+from .checkpoints import BEST
 from .monitoring import LOG
+from .resumption import PATHS_FILE
+from .saved_states import SavedState, holds_run, state_folders
 
 logger = get_logger(__name__)
 _RUN_FILES = (
-    "README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", BEST, LOG
+    "README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", BEST, LOG,
+    PATHS_FILE,
 )  # fmt: skip
+_ON_THE_WAY = (LOG, PATHS_FILE)  # what a run leaves that has saved nothing yet
 
 
 def continues_in(folder: Path, state: SavedState | None) -> bool:
@@ -35,8 +40,9 @@ def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {folder} is a file, not a folder")
-    if not args.overwrite_output_dir and folder.exists() and any(folder.iterdir()) and not continues_in(folder, state):
-        replaced = [name for name in _RUN_FILES if name != LOG and (folder / name).exists()]
+    is_used = folder.exists() and any(path.name != PATHS_FILE for path in folder.iterdir())
+    if not args.overwrite_output_dir and is_used and not continues_in(folder, state):
+        replaced = [name for name in _RUN_FILES if name not in _ON_THE_WAY and (folder / name).exists()]
         if args.resume_from_checkpoint and not state and replaced:
             what = "a finished model" if "model.safetensors" in replaced else f"a file to be replaced: {replaced[0]}"
             raise UserError(f"resume_from_checkpoint: there is no saved state in {folder}, but {what}")
@@ -59,12 +65,9 @@ def prepare_output_dir(folder: Path, resumed: bool, pictures: Sequence[str]) -> 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in (
-            *folder.glob(".saving-*"),
-            *folder.glob(".pushing-*"),
-            *folder.glob(".deleting-checkpoint-*"),
-        ):
-            shutil.rmtree(unfinished)
+        for pattern in (f"{SAVING}*", f"samples/**/{SAVING}*", ".pushing-*", ".deleting-checkpoint-*"):
+            for unfinished in folder.glob(pattern):
+                remove(unfinished)
         if not resumed:
             _delete_run(folder, pictures)
     except OSError as error:

@@ -16,9 +16,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..hub import files_to_push, pull, push_files
+from ..hub.contents import LAST_CHECKPOINT
 from ..hub.failures import HUB_ERRORS, explain, require_token
 from ..hub.loading import split_revision
-from ..hub.pushing import LAST_CHECKPOINT, create_repo
+from ..hub.pushing import create_repo
 from ..utils.errors import UserError
 from .arguments import CommonArguments
 
@@ -86,7 +87,10 @@ class Publisher:
         Does nothing while the push before is still under way: the next one brings all that is new.
         """
         if self._running is None or self._running.done():
-            self._running = self._begin(message, state)
+            try:
+                self._running = self._begin(message, state)
+            except (UserError, OSError) as error:
+                logger.warning("push_to_hub: %s; the run goes on", error)
 
     def finish(self, state: Path | None) -> str:
         """Push the finished run and wait for it; returns the address of the commit.
@@ -105,9 +109,10 @@ class Publisher:
             self._pool.shutdown()
 
     def _begin(self, message: str, state: Path | None) -> Future:
+        found = files_to_push(self.folder, state if self.with_state else None)
         links = tempfile.TemporaryDirectory(prefix=".pushing-", dir=self.folder)
         files = {}
-        for name, path in files_to_push(self.folder, state if self.with_state else None).items():
+        for name, path in found.items():
             files[name] = Path(links.name) / name
             files[name].parent.mkdir(parents=True, exist_ok=True)
             _keep(path, files[name])
@@ -130,4 +135,4 @@ def _keep(path: Path, target: Path) -> None:
             return
         except OSError:  # a file system without links
             pass
-    shutil.copy2(path, target)
+    shutil.copy2(path, target, follow_symlinks=False)

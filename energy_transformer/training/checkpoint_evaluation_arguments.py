@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers.hf_argparser import HfArgumentParser
-
 from ..masking import MASK_TYPES
-from ..utils.command_line import OneLineErrors
 from ..utils.errors import UserError
-from .arguments import CommonArguments, _option
+from ..utils.option_parser import OptionParser
+from .arguments import SYNONYMS, CommonArguments, option
+
+_measure = partial(option, group="what is measured")
 
 _SHARED = (
     "seed",
@@ -22,15 +23,16 @@ _SHARED = (
     "train_val_split",
     "max_eval_samples",
     "dataloader_num_workers",
+    "max_image_pixels",
     "per_device_eval_batch_size",
     "cpu",
 )
 _SharedArguments: Any = make_dataclass(
     "_SharedArguments",
     [
-        (option.name, option.type, field(default=option.default, metadata=dict(option.metadata)))
-        for option in fields(CommonArguments)
-        if option.name in _SHARED
+        (each.name, each.type, field(default=each.default, metadata=dict(each.metadata)))
+        for each in fields(CommonArguments)
+        if each.name in _SHARED
     ],
 )
 
@@ -43,16 +45,18 @@ class EvaluationArguments(_SharedArguments):
         UserError: when an option's value is not allowed.
     """
 
-    split: Literal["validation", "train"] = _option("validation", "'validation' (the held-out images) or 'train'.")
+    split: Literal["validation", "train"] = _measure("validation", "Take the held-out images, or those of training.")
     mask_types: list[str] = field(
-        default_factory=lambda: ["scatter", "block"], metadata={"help": f"Kinds of masks, of {', '.join(MASK_TYPES)}."}
+        default_factory=lambda: ["scatter", "block"],
+        metadata={"help": f"The kinds of masks, of {', '.join(MASK_TYPES)}.", "group": "what is measured"},
     )
     mask_ratios: list[float] = field(
-        default_factory=lambda: [0.25, 0.5, 0.75], metadata={"help": "Shares of the patches to hide."}
+        default_factory=lambda: [0.25, 0.5, 0.75],
+        metadata={"help": "The shares of the patches to hide.", "group": "what is measured"},
     )
-    num_steps: int | None = _option(None, "Descent steps of each block; the model's when not given.")
-    confidence_level: float = _option(0.95, "Of the intervals for the means over images.")
-    output: str | None = _option(None, "JSON file for the figures.")
+    num_steps: int | None = _measure(None, "The descent steps of each block. They are the model's when not given.")
+    confidence_level: float = _measure(0.95, "The level of the intervals for the means over images.")
+    output: str | None = _measure(None, "A JSON file to write the figures to.")
 
     def __post_init__(self) -> None:
         for kind in self.mask_types:
@@ -75,10 +79,6 @@ class EvaluationArguments(_SharedArguments):
             raise UserError(f"output must be a file in a folder that exists, got {self.output}")
 
 
-class _OptionParser(OneLineErrors, HfArgumentParser):
-    """One option for each field of a dataclass, with errors on one line."""
-
-
 def parse_evaluation_arguments(argv: Sequence[str], description: str | None) -> tuple[str, EvaluationArguments]:
     """The checkpoint and the options.
 
@@ -86,7 +86,9 @@ def parse_evaluation_arguments(argv: Sequence[str], description: str | None) -> 
         UserError: for a value that is not allowed.
         SystemExit: with code 2 and one line for an unknown option or a value of the wrong type.
     """
-    parser = _OptionParser(EvaluationArguments, description=description, allow_abbrev=False)
-    parser.add_argument("checkpoint", help="Folder or Hub repository of a masked-image model, such as outputs/demo.")
+    parser = OptionParser(EvaluationArguments, description, SYNONYMS, usage="%(prog)s CHECKPOINT [--option value ...]")
+    parser.add_argument(
+        "checkpoint", help="The folder or the Hub repository of a masked-image model, such as outputs/demo."
+    )
     values = vars(parser.parse_args(list(argv)))
     return values.pop("checkpoint"), EvaluationArguments(**values)

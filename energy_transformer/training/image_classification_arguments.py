@@ -1,9 +1,14 @@
 """The options of image classification."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 from ..utils.errors import UserError
-from .arguments import CommonArguments, _check, _option
+from .arguments import CommonArguments, option
+from .option_rules import check
+
+_labels = partial(option, group="labels")
 
 
 @dataclass
@@ -14,16 +19,22 @@ class ImageClassificationArguments(CommonArguments):
         UserError: when an option's value is not allowed.
     """
 
-    output_dir: str = _option("outputs/image_classification", "Folder for the model, the pictures and the results.")
-    label_column_name: str | None = _option(None, "Column with the labels; found by its type when not given.")
-    freeze_backbone: bool = _option(False, "Train the classifier alone: a linear probe of a pretrained model.")
-    label_smoothing: float | None = _option(None, "Of the cross entropy; that of the model when not given.")
-    mixup_alpha: float = _option(0.0, "Blend pairs of images and labels by Beta(alpha, alpha); 0 for no mixup.")
-    cutmix_alpha: float = _option(0.0, "Paste a box of another image, Beta(alpha, alpha) of its area; 0 for no cutmix.")
+    task: ClassVar[str] = "image_classification"
+
+    output_dir: str = option(
+        "outputs/image_classification", "The folder for the model, the pictures and the results.", "run"
+    )
+    label_column_name: str | None = _labels(None, "The column with the labels. It is found by its type when not given.")
+    freeze_backbone: bool = _labels(False, "Train the classifier alone, as a linear probe of a pretrained model.")
+    label_smoothing: float | None = _labels(
+        None, "Smooth the labels by this share. It is that of the model when not given."
+    )
+    mixup_alpha: float = _labels(0.0, "Blend pairs of images and of their labels by Beta(alpha, alpha). 0 blends none.")
+    cutmix_alpha: float = _labels(0.0, "Paste a box of another image, Beta(alpha, alpha) of its area. 0 pastes none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(
+        check(
             self,
             [
                 (("label_smoothing",), lambda value: 0 <= value < 1, "lie in [0, 1)"),

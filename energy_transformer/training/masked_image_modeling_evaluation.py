@@ -4,6 +4,7 @@ In evaluation every masked patch is hidden, and an image's mask depends on its p
 alone, so that figures of different runs and numbers of processes are comparable.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from torch.utils.data import DataLoader
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, denormalize, normalize
+from ..hub.tasks import LEAST_ERROR
 from ..inspection.reconstruction import predicted_pixels, reconstruct
 from ..inspection.visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
 from ..masking import draw_masks
 from ..metrics import load_metric, mean_visible_color, neighbor_average, paint_hidden
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from .arguments import MaskedImageModelingArguments
+from .loaders import share_broken_images
+from .masked_image_modeling_arguments import MaskedImageModelingArguments
 
 PREDICTORS = ("model", "mean_color", "neighbor_average")
 
@@ -53,7 +56,7 @@ def score_predictions(
     num_steps: int | None = None,
     confidence_level: float | None = None,
 ) -> dict[str, dict[str, float]]:
-    """What each of `metrics` says of each of [`PREDICTORS`], the same on every process.
+    """What each of `metrics` says of each of [`PREDICTORS`], the same on every process; without broken images.
 
     The masked error is that of the prediction as it is, in units of [0, 1]; PSNR and SSIM are those of the picture that
     one sees: the original with the hidden patches filled in, clipped to [0, 1]. Under `norm_pix_loss` mean and
@@ -88,9 +91,10 @@ def score_predictions(
             for (predictor, metric), module in modules.items()
         ]
         scores = torch.stack([score.float().to(pixel_values.device) for score in scores], dim=-1)
-        scores = accelerator.gather_for_metrics(scores)
-        for module, score in zip(modules.values(), scores.T, strict=True):
+        scores, is_own = accelerator.gather_for_metrics((scores, batch["is_own"]))
+        for module, score in zip(modules.values(), scores[is_own].T, strict=True):
             module.add_batch(scores=score)
+    share_broken_images(loader.dataset)
     computed = {key: module.compute(confidence_level=confidence_level) for key, module in modules.items()}
     return {p: {name: value for m in metrics for name, value in computed[p, m].items()} for p in PREDICTORS}
 
@@ -101,15 +105,19 @@ def evaluate(accelerator: Accelerator, model, loader: DataLoader, processor, uni
     masks = evaluation_masks(config, len(loader.dataset), units, seed)
     scores = score_predictions(accelerator, model, loader, processor, masks)
     error, mean_color, neighbors = (scores[predictor]["masked_mse"] for predictor in PREDICTORS)
-    tiny = torch.finfo(torch.float32).tiny
     return {
         "eval_masked_mse": error,
         "eval_mean_color_mse": mean_color,
         "eval_neighbor_average_mse": neighbors,
-        "eval_ratio_to_mean_color": error / max(mean_color, tiny),  # constant images have no error to compare with
-        "eval_ratio_to_neighbor_average": error / max(neighbors, tiny),
-        "eval_samples": len(loader.dataset),
+        "eval_ratio_to_mean_color": _ratio(error, mean_color),
+        "eval_ratio_to_neighbor_average": _ratio(error, neighbors),
+        "eval_samples": loader.dataset.num_readable,
     }
+
+
+def _ratio(error: float, baseline: float) -> float:
+    """No number where the images are so plain that the baseline has no error to compare with."""
+    return error / baseline if baseline > LEAST_ERROR else math.nan
 
 
 def save_pictures(

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..hub import load_pretrained
 from ..utils.errors import UserError
+from ..utils.suggestions import did_you_mean
 from .arguments import CommonArguments
 
 _COMPUTED = ("model_type", "transformers_version", "auto_map", "architectures", "dtype")
@@ -48,7 +49,10 @@ def _parse_overrides(text: str | None, config: EnergyTransformerConfig) -> dict:
     for pair in filter(None, re.split(r",(?![^\[]*\])", text or "")):  # not at the commas of a list
         name, separator, value = pair.partition("=")
         if not separator or name not in config.to_dict():
-            raise UserError(f"config_overrides: {pair!r} is not 'field=value' with a field of EnergyTransformerConfig")
+            near = did_you_mean(name, config.to_dict()) if separator else ""
+            raise UserError(
+                f"config_overrides: {pair!r} is not 'field=value' with a field of EnergyTransformerConfig{near}"
+            )
         try:
             overrides[name] = json.loads(value.lower())
         except json.JSONDecodeError:

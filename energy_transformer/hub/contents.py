@@ -1,0 +1,91 @@
+"""Which files of a run's folder may leave this machine: those that the run itself wrote, by name, and no links."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ..utils.errors import UserError
+
+LAST_CHECKPOINT = "last-checkpoint"  # as transformers' Trainer names it in a repository
+_PATTERNS = (
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "all_results.json",
+    "training_log.jsonl",
+    "samples/*.png",
+    "samples/step-*/*.png",
+)
+
+
+def files_to_push(folder: str | Path, state: str | Path | None = None) -> dict[str, Path]:
+    """The files of a finished run by their names in the repository.
+
+    These are the model with its code, the processor, the card, the pictures, the results and the log. Whatever else
+    stands in the folder stays there: saved states (`checkpoint-STEP`), the logs of trackers and launchers, and files of
+    others. The files of `state`, if one is given, go to `last-checkpoint/`, without the hidden ones.
+
+    Raises:
+        UserError: when one of them is a link, or lies in a folder that is one: it may lead to anything.
+    """
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(_written_by_a_run(folder))}
+    for name, path in files.items():
+        _refuse_links(path, folder, name)
+    if state is not None:
+        files |= _files_of_state(Path(state))
+    return files
+
+
+def files_that_stay(folder: str | Path) -> list[str]:
+    """What stands at the top of the folder and is not pushed, by name; hidden files are not told."""
+    pushed = {name.partition("/")[0] for name in files_to_push(folder)}
+    names = (f"{path.name}/" if path.is_dir() else path.name for path in Path(folder).iterdir())
+    return sorted(name for name in names if name.rstrip("/") not in pushed and not name.startswith("."))
+
+
+def _written_by_a_run(folder: Path) -> set[Path]:
+    found = {folder / pattern for pattern in _PATTERNS}  # a glob does not find a link that leads nowhere
+    found |= {path for pattern in _PATTERNS for path in folder.glob(pattern)}
+    return {path for path in {*found, *_model_code(folder)} if path.is_file() or path.is_symlink()}
+
+
+def _model_code(folder: Path) -> Iterator[Path]:
+    """The modules that the configuration names, and those that they import; no other code that lies beside them."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        references = list(config.get("auto_map", {}).values())
+    except (OSError, ValueError, AttributeError):
+        return
+    for reference in references:
+        for name in reference if isinstance(reference, list) else [reference]:
+            module = folder / f"{str(name).partition('.')[0]}.py"
+            if module.is_file():
+                yield module
+                with contextlib.suppress(OSError):  # `finished` tells of modules that are missing
+                    yield from map(Path, get_relative_import_files(module))
+
+
+def _files_of_state(state: Path) -> dict[str, Path]:
+    files = {}
+    for path in sorted(state.rglob("*")):
+        name = path.relative_to(state)
+        if not any(part.startswith(".") for part in name.parts) and (path.is_symlink() or path.is_file()):
+            _refuse_links(path, state, f"{state.name}/{name.as_posix()}")
+            files[f"{LAST_CHECKPOINT}/{name.as_posix()}"] = path
+    return files
+
+
+def _refuse_links(path: Path, folder: Path, name: str) -> None:
+    """The folder itself may be a link; nothing in it may."""
+    parts = path.relative_to(folder).parts
+    for count in range(1, len(parts) + 1):
+        link = folder.joinpath(*parts[:count])
+        if link.is_symlink():
+            raise UserError(f"{name} is not pushed: {link} is a link, and might lead to a file of another folder")

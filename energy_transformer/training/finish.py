@@ -1,0 +1,130 @@
+"""From options to a finished output folder: the whole run of a task."""
+
+import platform
+from typing import Any
+
+import torch
+import transformers
+from accelerate.logging import get_logger
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from ..data import broken_images_report
+from ..hub.cards import write_card
+from ..utils.errors import UserError
+from ..utils.files import write_json
+from .agreement import main_decides
+from .hardware import device_name
+from .interruption import Interruption
+from .loop import TrainingLoop
+from .records import public_options
+from .saved_states import SavedState, newest_state
+
+logger = get_logger(__name__)
+
+
+class Training(TrainingLoop):
+    """One run of a task; [`run`] trains, evaluates and writes the output folder."""
+
+    def run(self) -> dict[str, float | None]:
+        """Train, evaluate, save. Returns what stands in `all_results.json`.
+
+        Raises:
+            UserError: when a loss or a figure is not finite, or the model cannot be written.
+            SystemExit: 143 after SIGTERM and 130 after SIGINT, when the step is done and its state saved.
+        """
+        if self.finished is not None:
+            self._leave_as_it_is()
+            return self.finished
+        first_step = self.step
+        with Interruption(self.accelerator) as interruption:
+            self._train(interruption)
+        self.accelerator.wait_for_everyone()
+        broken_images = self._report_broken_images()  # before an earlier state tells of fewer
+        if self.args.load_best_model_at_end:
+            self._load_best()
+        seconds = self.timer.seconds
+        with self._evaluated_weights():
+            figures = self._evaluate()
+            results: dict[str, float | None] = {
+                **figures,
+                "train_loss": self.last_loss,
+                "train_steps": self.step,
+                "train_first_step": first_step,  # seconds and images a second are those since then
+                "train_seconds": seconds,
+                "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
+                "train_data_wait_share": self.timer.data_share,
+                "train_broken_images": broken_images,
+                "eval_broken_images": self.eval_images.broken_images()[0],
+            }
+            model = self._whole_model()
+            if self.accelerator.is_main_process:
+                self._save(model, results)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        self._check_metric(figures, f" (the model and the other results are in {self.folder})")
+        self._publish()
+        return results
+
+    def _leave_as_it_is(self) -> None:
+        if self.accelerator.is_main_process:
+            print(f"the run in {self.folder} has finished its {self.total_steps} steps: nothing is changed", flush=True)
+        self.accelerator.end_training()
+        self._publish()
+
+    def _publish(self) -> None:
+        if self.publisher:
+            print(f"on the Hub: {self.publisher.finish(newest_state(self.folder))}")
+
+    def _load_best(self) -> None:
+        """The best of the saved states that are whole; the model stays as it is where none is."""
+        best = main_decides(self.accelerator, self._find_best)
+        if best is None:
+            logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
+        else:
+            logger.info(f"the best state is {best.folder.name}")
+            self.checkpoints.load(best)
+
+    def _find_best(self) -> SavedState | None:
+        for state in self.checkpoints.ranked():
+            try:
+                state.verify()
+            except UserError as error:
+                logger.warning(f"load_best_model_at_end: passed over: {error}")
+            else:
+                return state
+        return None
+
+    def _report_broken_images(self) -> int:
+        """Of training, on all processes; tells those that were found as images were read."""
+        self.train_loader.gather_broken_images()
+        count, reasons = self.train_loader.images.broken_images()
+        if count > self.known_broken_images:
+            logger.warning(f"training {broken_images_report(count, reasons)}")
+        return count
+
+    def _save(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
+        try:
+            self._save_model(model)
+            self._save_results(model, results)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"output_dir {self.folder}: the model could not be written: {reason}") from error
+
+    def _save_results(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
+        self.save_pictures(model.eval(), self.folder / "samples")
+        record: dict[str, Any] = {
+            **results,
+            "train_samples": self.train_samples,
+            "num_parameters": model.num_parameters(),
+            "num_processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "device_name": device_name(self.accelerator.device),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            "arguments": public_options(self.args),
+            "overridden_options": self.record["overridden"],
+        }
+        write_json(self.folder / "all_results.json", record)
+        write_card(self.folder, self.publisher and self.publisher.repo_id, self.args.license)

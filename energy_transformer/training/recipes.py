@@ -1,0 +1,105 @@
+"""The recipes of `configuration/training`: which there are, which belongs to a dataset, and what one says."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import yaml
+
+from ..utils.errors import UserError
+from ..utils.suggestions import did_you_mean
+
+FOLDER = Path(__file__).parents[2] / "configuration" / "training"
+_CLASSIFICATION = "_classification"
+
+
+def recipes(task: str) -> dict[str, Path]:
+    """The recipes of `masked_image_modeling` or `image_classification` by name; the latter end in their task."""
+    of_classification = task == "image_classification"
+    found = sorted(FOLDER.glob("*.yaml"))
+    return {path.stem: path for path in found if path.stem.endswith(_CLASSIFICATION) == of_classification}
+
+
+def find_recipe(config: str, task: str) -> Path:
+    """The file that `--config` names: a path, or the name of a recipe.
+
+    Raises:
+        UserError: when there is no such file.
+    """
+    path, known = Path(config), recipes(task)
+    if path.exists() or (config not in known and (path.suffix or len(path.parts) > 1)):
+        return path
+    if config not in known:
+        raise UserError(
+            f"--config {config} is neither a file nor a recipe ({', '.join(known)}){did_you_mean(config, known)}"
+        )
+    return known[config]
+
+
+def recipe_of_dataset(dataset_name: str, train_dir: str | None, task: str) -> Path:
+    """The recipe that was made for a dataset, which is taken where no other is named.
+
+    Raises:
+        UserError: when there is none; it says which recipes there are.
+    """
+    known = recipes(task)
+    if train_dir is None:
+        for path in known.values():
+            if yaml.safe_load(path.read_text()).get("dataset_name") == dataset_name:
+                return path
+    what = f"dataset_name {dataset_name}" if train_dir is None else f"train_dir {train_dir}"
+    names = {yaml.safe_load(path.read_text())["dataset_name"] for path in known.values()}
+    near = did_you_mean(dataset_name, names) if train_dir is None else ""
+    raise UserError(f"{what} has no recipe of its own: choose one with --config, of {', '.join(known)}{near}")
+
+
+def options_of_file(path: Path, known: Collection[str]) -> list[str]:
+    """The options of a YAML file as they would stand on the command line, which also converts their types.
+
+    Raises:
+        UserError: when the file cannot be read, or names an option that there is not.
+    """
+    options = _read(path)
+    unknown = sorted(str(name) for name in options if name not in known)
+    if unknown:
+        near = did_you_mean(unknown[0], known)
+        raise UserError(f"unknown option in {path}: {', '.join(unknown)}{near} (--help lists every option)")
+    if options.get("hub_token") is not None:
+        raise UserError(f"hub_token in {path}: a recipe is no place for a token; use `hf auth login` or HF_TOKEN")
+    return as_words(options)
+
+
+def _read(path: Path) -> dict:
+    try:
+        options = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from error
+    except yaml.MarkedYAMLError as error:  # without its excerpt of the file, which may hold a token
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"--config {path} is not valid YAML: {error.problem}{line}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"--config {path} must hold options as 'name: value'")
+    return options
+
+
+def as_words(options: dict) -> list[str]:
+    """Options as words of a command line; those without a value are left out.
+
+    Raises:
+        UserError: for a list that holds another option.
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        if name == "mixed_precision" and value is False:
+            value = "no"  # which YAML reads as a boolean
+        if isinstance(value, dict):
+            value = ",".join(f"{key}={json.dumps(entry)}" for key, entry in value.items())
+        if isinstance(value, list):
+            if any(str(entry).startswith("-") and not isinstance(entry, int | float) for entry in value):
+                raise UserError(f"{name} must be a list of values, got {value}")
+            words.extend([f"--{name}", *map(str, value)])
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
