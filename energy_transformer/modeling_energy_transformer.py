@@ -113,6 +113,8 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
             if isinstance(module.beta, Tensor):
                 init.constant_(module.beta, config.hopfield_beta or module.default_beta)
+        elif isinstance(module, EnergyTerm) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
         elif isinstance(module, EnergyTransformerEmbeddings):
             self._init_embeddings(module)
         elif isinstance(module, Update) and isinstance(module.step_size, Tensor):

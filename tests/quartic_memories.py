@@ -12,7 +12,11 @@ class QuarticMemories(EnergyTerm):
 
     def __init__(self, dim: int, memories: int = 32):
         super().__init__()
-        self.W = nn.Parameter(torch.randn(dim, memories) * 0.1)
+        self.W = nn.Parameter(torch.empty(dim, memories))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.normal_(self.W, std=0.1)
 
     def projection(self):
         return self.W

@@ -128,6 +128,16 @@ def test_a_checkpoint_opens_where_the_term_is_registered_and_only_there(small_co
         ENERGY_TERMS["quartic"] = QuarticMemories
 
 
+def test_a_trained_model_gets_a_new_term(small_model, tmp_path):
+    """Its weights are those of `reset_parameters`, and not what the memory held."""
+    small_model.save_pretrained(tmp_path)
+    terms = ["attention", "hopfield", {"name": "quartic", "memories": 5000}]
+    model = AutoModelForMaskedImageModeling.from_pretrained(tmp_path, energy_terms=terms)
+    layer = model.energy_transformer.layers[0]
+    assert torch.equal(layer.hopfield.W, small_model.energy_transformer.layers[0].hopfield.W)
+    assert layer.quartic.W.shape == (32, 5000) and layer.quartic.W.std().item() == pytest.approx(0.1, rel=0.02)
+
+
 OPEN = """
 import importlib.util, sys
 from safetensors.torch import load_file
@@ -183,17 +193,17 @@ DEMO_TERMS = 'config_overrides=energy_terms=["attention",{"name":"quartic","memo
 
 
 def test_a_new_energy_learns_by_the_demo_recipe(tmp_path):
-    """In a twelfth of its steps to below the mean color; stopped, resumed, compiled and loaded again."""
+    """In a tenth of its steps to below the mean color; stopped, resumed, compiled and loaded again."""
     words = [f"--{DEMO_TERMS},hidden_size=64,head_dim=32,num_steps=3", "--max_train_samples=3000"]
     words += ["--max_eval_samples=128", "--per_device_train_batch_size=16", "--logging_steps=100"]
     whole = build(
-        tmp_path / "whole", *words, "--max_train_steps=640", "--checkpointing_steps=480", "--warmup_ratio=0.04"
+        tmp_path / "whole", *words, "--max_train_steps=800", "--checkpointing_steps=640", "--warmup_ratio=0.04"
     ).run()
     assert whole["eval_ratio_to_mean_color"] < 0.9
     (tmp_path / "resumed").mkdir()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-480", tmp_path / "resumed" / "checkpoint-480")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-640", tmp_path / "resumed" / "checkpoint-640")
     build(
-        tmp_path / "resumed", *words, "--max_train_steps=640", "--warmup_ratio=0.04", "--resume_from_checkpoint=latest"
+        tmp_path / "resumed", *words, "--max_train_steps=800", "--warmup_ratio=0.04", "--resume_from_checkpoint=latest"
     ).run()
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")]
     for name, weight in weights[0].items():
