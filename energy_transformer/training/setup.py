@@ -34,7 +34,7 @@ from .checkpoints import Checkpoints
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import StepTimer, TrainingLog, start_tracker, tracker_name
 from .optimization import build_optimizer, build_schedule
-from .output_folder import check_output_dir, continues_in, prepare_output_dir
+from .output_folder import RunLock, check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
 from .saved_states import choose_state
 from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu
@@ -60,6 +60,14 @@ class TrainingSetup(ABC):
     minimize: ClassVar[bool] = True  # whether it is the least
 
     def __init__(self, args: CommonArguments):
+        self.lock = RunLock()
+        try:
+            self._set_up(args)
+        except BaseException:
+            self.lock.give_up()
+            raise
+
+    def _set_up(self, args: CommonArguments) -> None:
         take_token(args)
         self.args = args
         self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
@@ -78,6 +86,7 @@ class TrainingSetup(ABC):
         own = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
         options = {f"value of {name}": value for name, value in asdict(args).items() if name not in own}
         require_agreement(self.accelerator, options)
+        main_decides(self.accelerator, lambda: self.lock.acquire(self.folder))
         require_shared_folder(self.accelerator, self.folder)
         state = choose_state(self.accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
         main_decides(self.accelerator, lambda: check_output_dir(args, state))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .errors import ToldElsewhereError, UserError
+from .interruption import interruption, watch_launcher
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -17,7 +18,10 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[list[str]], None]) -> NoReturn:
-    """Call `main` with the words of the command line, and leave with 0, or with 2 after a [`UserError`]."""
+    """Call `main` with the words of the command line, and leave with 0, with 2 after a [`UserError`], and with 143 or
+    130 after a signal."""
+    interruption.install()
+    watch_launcher()
     try:
         main(sys.argv[1:])
     except ToldElsewhereError:
