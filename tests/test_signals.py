@@ -213,8 +213,8 @@ def test_at_any_moment(command, tmp_path):
             if process.poll() is None:
                 processes = family(process)
                 SEND[target](process)
+            code = process.wait(timeout=90)
             wait_for_end(processes)
-            code = process.wait()
         told.append((round(moment, 1), target, code, sorted(path.name for path in state_folders(folder))))
         print(*told[-1], flush=True)
         assert_all_is_whole(folder)
