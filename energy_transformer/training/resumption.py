@@ -214,6 +214,12 @@ def command_of(args: CommonArguments, left_out: Collection[str] = ("hub_token",)
     return shlex.join([Path(sys.argv[0]).name, *words])
 
 
+def resuming(args: CommonArguments) -> str:
+    """The command that goes on from the newest state of a run, which knows the options."""
+    words = ["--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"]
+    return shlex.join([Path(sys.argv[0]).name, *words])
+
+
 def _state_folder(resume_from_checkpoint: str, output_dir: str | None) -> tuple[Path | None, bool]:
     """The folder, and whether it is one of this machine."""
     if resume_from_checkpoint == "latest":

@@ -34,7 +34,7 @@ from .checkpoints import Checkpoints
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
-from .output_folder import check_output_dir, continues_in, prepare_output_dir
+from .output_folder import RunLock, check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
 from .resumption import (
     check_options,
@@ -70,6 +70,14 @@ class TrainingSetup(ABC):
     minimize: ClassVar[bool] = True  # whether it is the least
 
     def __init__(self, args: CommonArguments):
+        self.lock = RunLock()
+        try:
+            self._set_up(args)
+        except BaseException:
+            self.lock.give_up()
+            raise
+
+    def _set_up(self, args: CommonArguments) -> None:
         take_token(args)
         self.args = args
         self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
@@ -88,6 +96,7 @@ class TrainingSetup(ABC):
         apart = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
         values = {f"value of {name}": value for name, value in asdict(args).items() if name not in apart}
         require_agreement(self.accelerator, values)
+        main_decides(self.accelerator, lambda: self.lock.acquire(self.folder))
         require_shared_folder(self.accelerator, self.folder)
         state = choose_state(self.accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
         main_decides(self.accelerator, lambda: check_output_dir(args, state))
