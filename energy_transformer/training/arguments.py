@@ -37,6 +37,7 @@ _COMMON_RULES: list[_Rule] = [
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
+            "global_batch_size",
             "max_train_steps",
             "checkpoints_total_limit",
             "num_visual_samples",
@@ -114,6 +115,9 @@ class CommonArguments:
     per_device_train_batch_size: int = option(32, "Images for each process and step.")
     per_device_eval_batch_size: int = option(128, "Images for each process and step in evaluation.")
     gradient_accumulation_steps: int = option(1, "Batches for each optimizer step.")
+    global_batch_size: int | None = option(
+        None, "Images for each step of all processes, however many: batches are as large as per_device_... allows."
+    )
     num_train_epochs: float = option(10.0, "Passes over the training images, unless max_train_steps is given.")
     max_train_steps: int | None = option(None, "Optimizer steps; overrides num_train_epochs.")
     learning_rate: float = option(5e-4, "Peak learning rate of AdamW.")
@@ -171,6 +175,11 @@ class CommonArguments:
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"min_learning_rate must be at most learning_rate {self.learning_rate}, got {self.min_learning_rate}"
+            )
+        if self.global_batch_size and self.gradient_accumulation_steps != 1:
+            raise UserError(
+                "gradient_accumulation_steps follows from global_batch_size and the number of processes: give one of "
+                f"them, got {self.gradient_accumulation_steps} and {self.global_batch_size}"
             )
         if self.min_learning_rate and self.lr_scheduler_type != "cosine":
             raise UserError(f"min_learning_rate needs lr_scheduler_type cosine, got {self.lr_scheduler_type}")

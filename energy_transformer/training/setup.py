@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import Augmentation, load_image_datasets
 from ..data.image_processing import build_image_processor
+from ..data.sampling import divide_step
 from ..utils.errors import UserError
 from .agreement import (
     fingerprint,
@@ -58,6 +59,7 @@ class TrainingSetup(ABC):
     pictures: ClassVar[tuple[str, ...]]  # the files of `save_pictures`
     metric: ClassVar[str]  # the figure of `evaluate` that tells the best of the saved states
     minimize: ClassVar[bool] = True  # whether it is the least
+    batch_multiple: int = 1  # of which the images of a batch must be a multiple
 
     def __init__(self, args: CommonArguments):
         self.lock = RunLock()
@@ -82,6 +84,7 @@ class TrainingSetup(ABC):
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         )
         shard_on_cpu(self.accelerator)
+        self._divide_step()
         self._check_launch()
         own = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
         options = {f"value of {name}": value for name, value in asdict(args).items() if name not in own}
@@ -190,6 +193,18 @@ class TrainingSetup(ABC):
         args = self.args
         return args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
 
+    def _divide_step(self) -> None:
+        """Let the images of a step be those of `global_batch_size`, whatever the number of processes."""
+        args, accelerator = self.args, self.accelerator
+        if args.global_batch_size:
+            args.per_device_train_batch_size, args.gradient_accumulation_steps = divide_step(
+                args.global_batch_size,
+                accelerator.num_processes,
+                args.per_device_train_batch_size,
+                self.batch_multiple,
+            )
+            accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+
     def _check_launch(self) -> None:
         accelerator = self.accelerator
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
@@ -215,6 +230,7 @@ class TrainingSetup(ABC):
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it does not see our loader
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
+            config["gradient_accumulation_steps"] = self.args.gradient_accumulation_steps
 
     def _build_data(self) -> None:
         self.processor = build_image_processor(self.config.image_height_width, self.config.num_channels)
