@@ -71,6 +71,7 @@ class ImageClassificationTraining(Training):
             raise UserError("streaming is not for classification, whose labels are looked through before it starts")
         self.confusion: list[list[int]] | None = None  # of the last evaluation
         self.mixer = Mixer(args.mixup_alpha, args.cutmix_alpha) if args.mixup_alpha or args.cutmix_alpha else None
+        self.batch_multiple = 2 if self.mixer else 1  # which mixes pairs
         return configure(args, label_smoothing=args.label_smoothing)
 
     def load_datasets(self) -> tuple[datasets.DatasetDict, str, str | None]:
