@@ -124,9 +124,11 @@ def test_another_number_of_processes_goes_on_with_the_same_words(whole, tmp_path
     train(tmp_path, *words, *stop)
     for step in (8, 12):
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "all_results.json").unlink()  # which says that the run has ended
     done = finish(launcher("multi_cpu", tmp_path, *words, *stop))
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "checkpoint-12")
+    (tmp_path / "all_results.json").unlink()
     train(tmp_path, *words, *stop)
     assert_same_run(whole, tmp_path)
     saved = json.loads((tmp_path / "all_results.json").read_text())["arguments"]
