@@ -163,6 +163,22 @@ def test_before_the_first_step_nothing_is_left(tmp_path):
     assert not (tmp_path / "run").exists() or not state_folders(tmp_path / "run")
 
 
+def test_a_signal_while_images_are_decoded_leaves_nothing_half(tmp_path):
+    environment = {**ENVIRONMENT, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    decoded = tmp_path / "cache" / "energy_transformer_images"
+    with open(tmp_path / "out", "w+") as output:
+        command = [*script(tmp_path / "run", *LONG), "--max_train_samples=3000", "--max_eval_samples=588"]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        while not list(decoded.glob(".*")) and process.poll() is None:
+            time.sleep(0.001)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+        output.seek(0)
+        assert "Traceback" not in output.read()
+    assert not list(decoded.glob(".*"))
+    assert not (tmp_path / "run").exists()
+
+
 CTRL_C = """
 import sys, time
 from energy_transformer.utils.interruption import interruption

@@ -56,11 +56,10 @@ class TrainingLoop(TrainingSetup):
             with_energies = is_last or (self.step + 1) % args.logging_steps == 0
             with self.timer.step():
                 loss, energies = self._optimizer_step(batches, with_energies)
-                if with_energies or poll.is_due(self.step + 1):  # where the device is waited for next
-                    self._wait_for_device()
             self.step += 1
             progress.update()
             if with_energies:
+                self.timer.settle()
                 self._report(progress, loss, energies, self.timer.figures(reported, self.images_per_step))
                 reported = copy.copy(self.timer)
             metric = None
@@ -130,11 +129,6 @@ class TrainingLoop(TrainingSetup):
             self.optimizer.zero_grad()
         energies = outputs.energies.detach().float().mean(0)[[0, -1]] if with_energies else None
         return loss.detach(), energies
-
-    def _wait_for_device(self) -> None:
-        """Let a step's time be that of its work, not of handing it to the device."""
-        if self.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize()
 
     def _is_due(self, every: str | None) -> bool:
         interval = self._interval(every)

@@ -115,7 +115,7 @@ class TrainingSetup(ABC):
         self._check_best_is_measured()
         set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
-        self.timer, self.grad_norm = StepTimer(), None
+        self.timer, self.grad_norm = StepTimer(self.accelerator.device), None
         trained = (self.model, self.optimizer, self.schedule, self.average)
         files = StateFiles(self.accelerator, *trained, self.train_loader, self.record)
         self.checkpoints = Checkpoints(

@@ -21,15 +21,11 @@ class SignalPoll:
         self._asked_at, self._asked_step, self._interval = time.monotonic(), step, 1
         self._next = step
 
-    def is_due(self, step: int) -> bool:
-        """Whether [`ask`] will wait for the device and for the other processes."""
-        return self.accelerator.num_processes > 1 and step >= self._next
-
     def ask(self, step: int) -> signal.Signals | None:
         """The signal that any process has got, the same on all of them; None also where it is not yet time to ask."""
         if self.accelerator.num_processes == 1:
             return interruption.signal
-        if not self.is_due(step):
+        if step < self._next:
             return None
         own = [int(interruption.signal or 0), self._wish(step)]
         found = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device))
