@@ -74,7 +74,7 @@ def require_shared_folder(accelerator: Accelerator, folder: Path) -> None:
         return
     nonce = main_decides(accelerator, lambda: _write_nonce(folder))
     path = folder / nonce
-    seen = _appears(path)
+    seen = appears(path)
     everywhere = gather_object([(platform.node(), seen)])
     if accelerator.is_main_process:
         path.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def _write_nonce(folder: Path) -> str:
     return name
 
 
-def _appears(path: Path) -> bool:
+def appears(path: Path) -> bool:
     """Whether a file is there within the time that a network file system may take to show it."""
     end = time.monotonic() + _PATIENCE
     while not path.exists():

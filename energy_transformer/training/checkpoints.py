@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from ..utils.errors import ToldElsewhereError, UserError
 from ..utils.files import SAVING, digest, write_json
-from .agreement import main_decides
+from .agreement import appears, main_decides
 from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states
 from .state_files import StateFiles, layout_of
 
@@ -112,7 +112,7 @@ class Checkpoints:
         """Add the manifest and move into place."""
         for process in range(self.accelerator.num_processes):
             name = PROCESS_FILE.format(process)
-            if not (temporary / name).exists():
+            if not appears(temporary / name):
                 raise FileNotFoundError(errno.ENOENT, f"process {process} has written no {name} that can be seen here")
         states = saved_states(self.output_dir)
         manifest = {

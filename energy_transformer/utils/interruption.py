@@ -7,6 +7,7 @@ it comes more than a second after the first.
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -120,13 +121,15 @@ def _command(process: int) -> list[str]:
 
 def leave_signals_to_parent(worker: int) -> None:
     """The `worker_init_fn` of a `DataLoader`: what is sent to the whole group of processes must not end a worker while
-    its parent finishes a step. A second SIGTERM does, as from a parent that has no more use for it."""
-    first: list[float] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if first and time.monotonic() - first[0] > _AGAIN:
-            raise SystemExit(128 + number)
-        first.append(time.monotonic())
-
+    its parent finishes a step. A SIGTERM of the parent itself does, which may wait for its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, note)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
