@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import ROOT, build, finish, launcher, train
+from training_runs import ENVIRONMENT, ROOT, build, finish, launcher, losses, train
 
 from energy_transformer.training.saved_states import FORMAT, SavedState, find_state
 from energy_transformer.utils.errors import UserError
@@ -147,6 +147,17 @@ def test_no_file_of_a_state_is_run_by_two_processes(config, state_of_two, tmp_pa
         assert outcomes.pop("zz-untouched") == "loaded" and len(outcomes) == count
         assert all(outcome.startswith("refused: resume_from_checkpoint: ") for outcome in outcomes.values()), outcomes
     assert not (tmp_path / "marker").exists()
+
+
+def test_two_processes_go_on_from_the_hub(hub, state_of_two, tmp_path):
+    """The second one reads the very commit that the main process has chosen."""
+    files = {f"last-checkpoint/{name}": (state_of_two / name).read_bytes() for name in files_of(state_of_two)}
+    hub.add_repository("alice/run", files)
+    words = ["--per_device_train_batch_size=4", "--max_train_steps=14", "--resume_from_checkpoint=alice/run"]
+    environment = {**ENVIRONMENT, **hub.environment(tmp_path / "home")}
+    done = finish(launcher("multi_cpu", tmp_path / "run", *words), environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert sorted(losses(tmp_path / "run")) == [13, 14]
 
 
 SHARDED = "fsdp_state_dict_type: SHARDED_STATE_DICT"

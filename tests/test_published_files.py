@@ -6,7 +6,7 @@ import pytest
 
 from energy_transformer.hub import files_to_push
 from energy_transformer.hub.contents import LAST_CHECKPOINT, files_that_stay
-from energy_transformer.training.arguments import MaskedImageModelingArguments
+from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.publishing import Publisher
 from energy_transformer.training.records import public_options
 from energy_transformer.utils.errors import UserError

@@ -52,6 +52,14 @@ def test_a_damaged_state_is_passed_over_with_a_warning(saved, tmp_path, caplog, 
         find_state(folder, str(folder / "checkpoint-12"))
 
 
+def test_a_state_without_the_files_of_every_process_is_not_whole(saved, tmp_path):
+    folder = copy_of(saved, tmp_path / "run") / "checkpoint-12"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"num_processes": 2}))
+    with pytest.raises(UserError, match=r"checkpoint-12 is damaged: there is no file of process 1"):
+        SavedState.read(folder).verify()
+
+
 def test_all_damaged_is_one_clear_error(saved, tmp_path):
     folder = copy_of(saved, tmp_path / "run")
     for path in folder.glob("checkpoint-*/optimizer.safetensors"):

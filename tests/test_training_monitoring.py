@@ -1,6 +1,7 @@
 """What a run reports, and how its parameters are grouped."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from energy_transformer import (
     EnergyTransformerForMaskedImageModeling,
 )
 from energy_transformer.training.arguments import CommonArguments
+from energy_transformer.training.monitoring import StepTimer
 from energy_transformer.training.optimization import build_optimizer, build_schedule, layer_depth
 from energy_transformer.utils.errors import UserError
 
@@ -101,3 +103,17 @@ def test_the_rate_rises_and_falls_as_asked(kind, options, expected):
         optimizer.step()
         schedule.step()
     assert [rates[step] for step in (0, 10, 20, 60, 100)] == pytest.approx(expected, abs=1e-9)
+
+
+def test_steps_are_added_up_when_the_device_has_ended_them():
+    """A step returns before a GPU has done it: until `settle` the times are not known."""
+    timer = StepTimer(torch.device("cpu"))
+    for _ in range(3):
+        with timer.step(), timer.data():
+            time.sleep(0.01)
+    assert (timer.steps, timer.seconds) == (3, 0.0)
+    timer.settle()
+    assert timer.seconds >= timer.data_seconds >= 0.03
+    before = timer.seconds
+    timer.settle()
+    assert timer.seconds == before

@@ -48,8 +48,8 @@ def script(output_dir, *words):
     return [sys.executable, SCRIPT, *OPTIONS, f"--output_dir={output_dir}", *words]
 
 
-def finish(command, timeout=300):
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
+def finish(command, timeout=300, environment=ENVIRONMENT):
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 def start(command, output):

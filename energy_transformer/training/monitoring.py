@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import GeneralTracker, on_main_process
@@ -104,18 +105,43 @@ def track(accelerator: Accelerator, values: dict[str, float], step: int) -> None
 
 
 class StepTimer:
-    """Seconds spent in steps, and of these in waiting for data; evaluation and saving are left out."""
+    """Seconds spent in steps, and of these in waiting for data; evaluation and saving are left out.
 
-    def __init__(self) -> None:
+    A GPU is still at work when a step returns. Its times are those of events in its own queue, so that no step waits
+    for it; [`settle`] does, and adds them up.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.seconds = self.data_seconds = 0.0
         self.steps = 0
+        module = torch.get_device_module(device)
+        self._event = None if device.type == "cpu" else getattr(module, "Event", None)
+        self._open: list[tuple[Any, Any]] = []  # when steps that are not added up yet began and ended
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        started = time.perf_counter()
+        began = self._mark()
         yield
-        self.seconds += time.perf_counter() - started
+        self._open.append((began, self._mark()))
         self.steps += 1
+
+    def _mark(self) -> Any:
+        """An event in the device's queue; the seconds of a clock where it has none."""
+        if self._event is None:
+            return time.perf_counter()
+        event = self._event(enable_timing=True)
+        event.record()
+        return event
+
+    def settle(self) -> None:
+        """Wait for the end of the last step; `seconds` is that of all `steps` then."""
+        for began, ended in self._open:
+            if self._event is None:
+                self.seconds += ended - began
+            else:
+                ended.synchronize()
+                self.seconds += began.elapsed_time(ended) / 1000
+        self._open = []
 
     @contextmanager
     def data(self) -> Iterator[None]:
