@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow conformance bench lint format clean
+.PHONY: help train train-classification test test-slow test-signals conformance bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,8 +35,11 @@ test: $(INSTALLED) ## Run the test suite
 	@touch $@
 
 test-slow: $(INSTALLED) .torchao ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/test_signals.py $(ARGS)
 	PYTHONPATH=.torchao OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ecosystem_quantization.py tests/test_ecosystem_docs.py
+
+test-signals: $(INSTALLED) ## Send signals to real launchers at SIGNAL_MOMENTS (20) random moments each: about half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s tests/test_signals.py $(ARGS)
 
 conformance: $(INSTALLED) ## Run transformers' own common tests on the models (downloads their source)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/run.py $(ARGS)

@@ -1,5 +1,7 @@
 """What is loaded from the Hub is what the Hub holds, byte for byte, also over a bad connection or without one."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub import close_session, constants
@@ -103,6 +105,22 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(model_repo, small
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+    assert_same(load(), small_model)
+
+
+def test_what_was_compared_once_is_not_read_again(model_repo, small_model):
+    """A changed file whose size and times are kept is taken as it is: it was not read."""
+    snapshot = pull("alice/model")
+    blob = (snapshot / "model.safetensors").resolve()
+    record = json.loads((snapshot.parents[1] / ".compared.json").read_text())
+    assert record[blob.name] == [blob.stat().st_size, blob.stat().st_mtime_ns, blob.stat().st_ctime_ns]
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    record[blob.name][1:] = blob.stat().st_mtime_ns, blob.stat().st_ctime_ns
+    (snapshot.parents[1] / ".compared.json").write_text(json.dumps(record))
+    assert (pull("alice/model") / "model.safetensors").read_bytes() == content
+    (snapshot.parents[1] / ".compared.json").write_text("{")
     assert_same(load(), small_model)
 
 

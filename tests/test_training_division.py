@@ -1,13 +1,18 @@
 """The same run, however a step's images are divided over processes and accumulated batches."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from training_runs import DEMO, TINY, finish, launcher, losses, train, weights
 
 from energy_transformer.data import StepSampler, batch_slice
+from energy_transformer.data.sampling import divide_step
 from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+from energy_transformer.utils.errors import UserError
 
 
 def steps(batch_size, batches_per_step, num_processes, count=7, first=0):
@@ -96,6 +101,37 @@ def test_a_state_is_taken_up_by_another_division(whole, tmp_path):
     words = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=4"]
     train(tmp_path, *MASKS, *words, f"--resume_from_checkpoint={tmp_path / 'checkpoint-5'}")
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "largest", "multiple_of", "expected"),
+    [(8, 1, 8, 1, (8, 1)), (8, 2, 8, 1, (4, 1)), (8, 4, 1, 1, (1, 2)), (768, 8, 40, 1, (32, 3)), (12, 2, 5, 2, (2, 3)),
+     (7, 1, 4, 1, (1, 7))],
+)  # fmt: skip
+def test_a_step_is_divided_into_the_largest_batches(images, processes, largest, multiple_of, expected):
+    assert divide_step(images, processes, largest, multiple_of) == expected
+
+
+@pytest.mark.parametrize(("images", "processes", "multiple_of"), [(8, 3, 1), (2, 4, 1), (6, 2, 2)])
+def test_a_step_that_cannot_be_divided_is_refused(images, processes, multiple_of):
+    with pytest.raises(UserError, match=rf"global_batch_size {images} cannot be divided over {processes} process"):
+        divide_step(images, processes, 8, multiple_of)
+
+
+def test_another_number_of_processes_goes_on_with_the_same_words(whole, tmp_path):
+    """Begun by one process of at most 4 images a batch, gone on by two, and ended by one again."""
+    words = [*MASKS, "--global_batch_size=8", "--per_device_train_batch_size=4", "--resume_from_checkpoint=latest"]
+    stop = ["--max_train_steps=12", "--checkpointing_steps=4"]
+    train(tmp_path, *words, *stop)
+    for step in (8, 12):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    done = finish(launcher("multi_cpu", tmp_path, *words, *stop))
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "checkpoint-12")
+    train(tmp_path, *words, *stop)
+    assert_same_run(whole, tmp_path)
+    saved = json.loads((tmp_path / "all_results.json").read_text())["arguments"]
+    assert (saved["global_batch_size"], saved["gradient_accumulation_steps"]) == (8, 2)
 
 
 def test_fully_sharded_processes_are_one_step(tmp_path):

@@ -5,11 +5,31 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from ..utils.errors import UserError
+
 
 def batch_slice(batch: int, batch_size: int, process: int, num_processes: int) -> slice:
     """Where the images of a process in its `batch`-th batch of a step stand among all images of the step."""
     first = (batch * num_processes + process) * batch_size
     return slice(first, first + batch_size)
+
+
+def divide_step(num_images: int, num_processes: int, largest_batch: int, multiple_of: int = 1) -> tuple[int, int]:
+    """The largest batch that is allowed, and how many of them each process accumulates, for a step of `num_images`.
+
+    Raises:
+        UserError: when they cannot be divided evenly.
+    """
+    share, rest = divmod(num_images, num_processes)
+    if not rest:
+        for batches in range(1, share + 1):
+            batch, rest = divmod(share, batches)
+            if not rest and batch <= largest_batch and batch % multiple_of == 0:
+                return batch, batches
+    raise UserError(
+        f"global_batch_size {num_images} cannot be divided over {num_processes} process(es) into equal batches of at "
+        f"most {largest_batch}{' images, an even number' if multiple_of == 2 else ' images'}"
+    )
 
 
 class StepSampler(Sampler[list[int]]):

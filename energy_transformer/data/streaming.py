@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
 from ..utils.errors import UserError
+from ..utils.interruption import leave_signals_to_parent
 from .decoding import ImageDecoder
 from .images import NAMED, OnBrokenImage
 from .labels import Labels
@@ -236,7 +237,13 @@ class StreamLoader:
         num_readers = len(self._places)
         self.images.places, self.images.first_worker = list(self._places), self._batches % num_readers
         pin_memory = self.device.type == "cuda"
-        loader = DataLoader(self.images, batch_size=None, num_workers=self.num_workers, pin_memory=pin_memory)
+        loader = DataLoader(
+            self.images,
+            batch_size=None,
+            num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=pin_memory,
+        )
         for batch, place, broken in loader:
             self._places[self._batches % num_readers] = place
             self._batches += 1

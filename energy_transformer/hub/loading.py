@@ -1,5 +1,7 @@
 """Models and processors from a folder or the Hub, with a user's mistake told in one line."""
 
+import contextlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from safetensors import SafetensorError
 
 from ..utils.console import without_model_bars
 from ..utils.errors import UserError
+from ..utils.files import write_json
 from .failures import HUB_ERRORS, explain, with_retries
 from .integrity import has_checksum
 
@@ -16,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _MODEL_FILES = ["*.json", "*.py", "*.safetensors"]
 _SUBFOLDERS = ["*/*"]
+_COMPARED = ".compared.json"  # beside the files of a repository in the cache
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -61,8 +65,8 @@ def pull(
 ) -> Path:
     """Download a model repository into the cache of huggingface_hub and return its folder there.
 
-    A download that was cut is tried again. Each file is compared with the checksum that the Hub lists; a wrong one
-    is removed from the cache and fetched once more. What is in the cache already is used without the Hub where it
+    A download that was cut is tried again. Each new file is compared with the checksum that the Hub lists; a wrong
+    one is removed from the cache and fetched once more. What is in the cache already is used without the Hub where it
     cannot be reached.
 
     Args:
@@ -103,9 +107,36 @@ def _download(repo_id, revision, token, allow_patterns, ignore_patterns) -> Path
 
 
 def _wrong_files(snapshot: Path) -> list[Path]:
-    """Each file of the cache is a link to one that is named by the checksum which the Hub lists."""
-    links = [path for path in sorted(snapshot.rglob("*")) if path.is_symlink()]
-    return [path for path in links if not has_checksum(path, path.resolve().name)]
+    """Each file of the cache is a link to one that is named by the checksum which the Hub lists.
+
+    What was compared once is not read again, as long as it has the size and the time that it had then.
+    """
+    links = {path: path.resolve() for path in sorted(snapshot.rglob("*")) if path.is_symlink()}
+    record = snapshot.parents[1] / _COMPARED
+    compared = _read_compared(record)
+    wrong = []
+    for path, blob in links.items():
+        if compared.get(blob.name) != _stamp(blob):
+            if has_checksum(path, blob.name):
+                compared[blob.name] = _stamp(blob)
+            else:
+                wrong.append(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is compared again
+        if compared != _read_compared(record):
+            write_json(record, compared)
+    return wrong
+
+
+def _read_compared(record: Path) -> dict[str, list[int]]:
+    try:
+        return dict(json.loads(record.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _stamp(blob: Path) -> list[int]:
+    status = blob.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _remove_from_cache(path: Path) -> None:

@@ -65,7 +65,7 @@ def require_agreement(accelerator: Accelerator, found: dict[str, Any]) -> None:
 
 
 def require_shared_folder(accelerator: Accelerator, folder: Path) -> None:
-    """See that all processes have the same folder under this name; leaves it as it was, missing or not.
+    """See that all processes have the same folder under this name, which the main process has made.
 
     Raises:
         UserError: on every process, when one of them does not see what the main process writes, or cannot write.
@@ -90,7 +90,6 @@ def require_shared_folder(accelerator: Accelerator, folder: Path) -> None:
 def _write_nonce(folder: Path) -> str:
     name = f".shared-{uuid.uuid4().hex}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     except OSError as error:
         raise UserError(f"output_dir {folder} cannot be written: {error.strerror or error}") from error

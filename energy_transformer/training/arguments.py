@@ -106,6 +106,11 @@ class CommonArguments:
     per_device_train_batch_size: int = _steps(32, "The images that each process takes at once in training.")
     per_device_eval_batch_size: int = _steps(128, "The images that each process takes at once in evaluation.")
     gradient_accumulation_steps: int = _steps(1, "The batches that each process takes for one optimizer step.")
+    global_batch_size: int | None = _steps(
+        None,
+        "The images of a step of all processes, however many there are. Batches are then as large as "
+        "per_device_train_batch_size allows.",
+    )
     num_train_epochs: float = _steps(
         10.0, "Pass this often over the training images. On the command line it beats the max_train_steps of a recipe."
     )
@@ -196,6 +201,11 @@ class CommonArguments:
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"min_learning_rate must be at most learning_rate {self.learning_rate}, got {self.min_learning_rate}"
+            )
+        if self.global_batch_size and self.gradient_accumulation_steps != 1:
+            raise UserError(
+                "gradient_accumulation_steps follows from global_batch_size and the number of processes: give one of "
+                f"them, got {self.gradient_accumulation_steps} and {self.global_batch_size}"
             )
         if self.min_learning_rate and self.lr_scheduler_type != "cosine":
             raise UserError(f"min_learning_rate needs lr_scheduler_type cosine, got {self.lr_scheduler_type}")

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from ..utils.errors import ToldElsewhereError, UserError
 from ..utils.files import SAVING, digest, write_json
+from .agreement import main_decides
 from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states
 from .state_files import StateFiles, layout_of
 
@@ -66,8 +67,9 @@ class Checkpoints:
         self.branch = uuid.uuid4().hex[:8]
         self.branches = {**resumed.branches, resumed.branch: resumed.step} if resumed else {}
 
-    def save(self, step: int, metric: float | None = None) -> bool:
-        """Write `checkpoint-STEP`. Where that fails, as on a full disk, warns, leaves nothing half and is False."""
+    def save(self, step: int, metric: float | None = None, rotate: bool = True) -> bool:
+        """Write `checkpoint-STEP`, and delete the oldest states beyond the limit unless `rotate` is False. Where that
+        fails, as on a full disk, warns, leaves nothing half and is False."""
         temporary = self.output_dir / f"{SAVING}checkpoint-{step}"
         failure = None
         try:
@@ -78,6 +80,8 @@ class Checkpoints:
         if not self._failed_anywhere(failure) and self.accelerator.is_main_process:
             try:
                 self._finish(temporary, step, metric)
+                if rotate:
+                    self._rotate(self.output_dir / f"checkpoint-{step}")
             except OSError as error:
                 failure = _write_failure(error)
         if not self._failed_anywhere(failure):
@@ -105,7 +109,7 @@ class Checkpoints:
         return bool(self.accelerator.reduce(flag, "sum").item())
 
     def _finish(self, temporary: Path, step: int, metric: float | None) -> None:
-        """Add the manifest, move into place, and delete the oldest states beyond the limit."""
+        """Add the manifest and move into place."""
         for process in range(self.accelerator.num_processes):
             name = PROCESS_FILE.format(process)
             if not (temporary / name).exists():
@@ -138,7 +142,17 @@ class Checkpoints:
         else:
             temporary.rename(final)
         _sync(self.output_dir)
-        self._rotate(final)
+
+    def has_saved(self, step: int) -> bool:
+        """Whether the state of this step is saved, by this run and not by a branch that it has left."""
+        folder = self.output_dir / f"checkpoint-{step}"
+        return main_decides(
+            self.accelerator,
+            lambda: any(state.folder == folder and self._is_past(state) for state in saved_states(self.output_dir)),
+        )
+
+    def delete(self, step: int) -> None:
+        _delete(self.output_dir / f"checkpoint-{step}")
 
     def _rotate(self, newest: Path) -> None:
         best = next(iter(self.ranked()), None)

@@ -13,12 +13,13 @@ from ..data import broken_images_report
 from ..hub.cards import write_card
 from ..utils.errors import UserError
 from ..utils.files import write_json
+from ..utils.interruption import interruption
 from .agreement import main_decides
 from .hardware import device_name
-from .interruption import Interruption
 from .loop import TrainingLoop
 from .records import public_options
 from .saved_states import SavedState, newest_state
+from .signal_poll import SignalPoll
 
 logger = get_logger(__name__)
 
@@ -31,14 +32,47 @@ class Training(TrainingLoop):
 
         Raises:
             UserError: when a loss or a figure is not finite, or the model cannot be written.
-            SystemExit: 143 after SIGTERM and 130 after SIGINT, when the step is done and its state saved.
+            SystemExit: 143 after SIGTERM and 130 after SIGINT, when a step is done and its state saved.
         """
         if self.finished is not None:
             self._leave_as_it_is()
+            self.lock.release()
             return self.finished
         first_step = self.step
-        with Interruption(self.accelerator) as interruption:
-            self._train(interruption)
+        with interruption.installed():
+            with interruption.held():
+                self._train()
+                is_extra = self._secure()
+            results = self._finish_or_leave(first_step)
+            if is_extra and self.accelerator.is_main_process:
+                self.checkpoints.delete(self.step)
+            self._publish()
+        self.lock.release()
+        return results
+
+    def _secure(self) -> bool:
+        """Save the state before the evaluation, which may take long, and stop there after a signal; whether the state
+        is more than the options ask for."""
+        is_extra = False
+        if not self.checkpoints.has_saved(self.step):
+            is_extra = not (self.folder / f"checkpoint-{self.step}").exists()
+            is_extra = self.checkpoints.save(self.step, rotate=False) and is_extra
+        if number := SignalPoll(self.accelerator, self.step).ask(self.step):
+            self._leave(number, f"after step {self.step}")
+        return is_extra
+
+    def _finish_or_leave(self, first_step: int) -> dict[str, float | None]:
+        """[`_finish`], which a signal ends at once: the state is saved."""
+        try:
+            interruption.raise_if_noted()
+            return self._finish(first_step)
+        except (SystemExit, RuntimeError):  # the latter where another process has been ended
+            if interruption.signal is None:
+                raise
+            self._say_stopped(interruption.signal, "before its results were complete")
+            raise SystemExit(128 + interruption.signal) from None
+
+    def _finish(self, first_step: int) -> dict[str, float | None]:
         self.accelerator.wait_for_everyone()
         broken_images = self._report_broken_images()  # before an earlier state tells of fewer
         if self.args.load_best_model_at_end:
@@ -63,7 +97,6 @@ class Training(TrainingLoop):
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self._check_metric(figures, f" (the model and the other results are in {self.folder})")
-        self._publish()
         return results
 
     def _leave_as_it_is(self) -> None:

@@ -71,6 +71,7 @@ class ImageClassificationTraining(Training):
         self.label_column_name = args.label_column_name
         self.confusion: Confusion | None = None  # of the last evaluation
         self.mixer = Mixer(args.mixup_alpha, args.cutmix_alpha) if args.mixup_alpha or args.cutmix_alpha else None
+        self.batch_multiple = 2 if self.mixer else 1  # which mixes pairs
         return configure(args, label_smoothing=args.label_smoothing)
 
     def load_datasets(self) -> tuple[datasets.DatasetDict, str, Labels | None]:

@@ -14,6 +14,7 @@ from transformers.image_processing_backends import PilBackend
 from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report
 from ..data.labels import Labels
 from ..utils.errors import UserError
+from ..utils.interruption import leave_signals_to_parent
 from .arguments import CommonArguments
 
 logger = get_logger(__name__)
@@ -57,6 +58,7 @@ class MapTrainLoader:
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=images.collate,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=device.type == "cuda",
         )
         self._batches = 0  # yielded so far; a loader with workers reads ahead of it
@@ -114,6 +116,7 @@ def build_eval_loader(images: ImageTensors, args: CommonArguments) -> DataLoader
         batch_size=args.per_device_eval_batch_size,
         num_workers=_workers(images, args),
         collate_fn=images.collate,
+        worker_init_fn=leave_signals_to_parent,
     )
 
 

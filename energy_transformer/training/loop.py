@@ -10,6 +10,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from ..data import batch_slice, broken_images_report
 from ..utils.console import Progress, without_model_bars
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
-from .interruption import Interruption
 from .loaders import Batch
 from .monitoring import track
+from .resumption import resuming
 from .saved_states import newest_state
 from .setup import TrainingSetup
 from .sharding import is_sharded, vectors_to_scalars
+from .signal_poll import SignalPoll
 
 logger = get_logger(__name__)
 _ADVICE = "try a smaller learning_rate, a smaller max_grad_norm or mixed_precision no"
@@ -41,8 +43,11 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 class TrainingLoop(TrainingSetup):
     """A run between set-up and finish."""
 
-    def _train(self, interruption: Interruption) -> None:
+    def _train(self) -> None:
         args = self.args
+        poll = SignalPoll(self.accelerator, self.step)
+        if number := poll.ask(self.step):
+            self._leave(number, "before its first step")
         progress = Progress(self.total_steps, self.step, "training", is_shown=self.accelerator.is_main_process)
         batches = iter(self.train_loader)
         reported = copy.copy(self.timer)
@@ -51,7 +56,7 @@ class TrainingLoop(TrainingSetup):
             with_energies = is_last or (self.step + 1) % args.logging_steps == 0
             with self.timer.step():
                 loss, energies = self._optimizer_step(batches, with_energies)
-                if with_energies or self.accelerator.num_processes > 1:  # where the device is waited for next
+                if with_energies or poll.is_due(self.step + 1):  # where the device is waited for next
                     self._wait_for_device()
             self.step += 1
             progress.update()
@@ -63,25 +68,26 @@ class TrainingLoop(TrainingSetup):
                 metric = self._evaluate_midway(progress)
             if args.sample_steps and self.step % args.sample_steps == 0:
                 self._save_samples()
-            signal_number = interruption.agreed()
-            if self._is_due(args.checkpointing_steps) or signal_number:
+            number = poll.ask(self.step)
+            if self._is_due(args.checkpointing_steps) or number:
                 self._check_finite(loss)
-                saved = self.checkpoints.save(self.step, metric)
-                if saved:
+                if self.checkpoints.save(self.step, metric):
                     self._publish_progress()
-            if signal_number:
-                self._leave(progress, signal_number, saved)
+            if number:
+                progress.close()
+                self._leave(number, f"after step {self.step}")
         progress.close()
 
-    def _leave(self, progress: Progress, number: signal.Signals, saved: bool) -> None:
-        progress.close()
-        state = "its state is saved" if saved else "its state could not be saved"
-        if self.accelerator.is_main_process:
-            print(
-                f"{number.name}: stopped after step {self.step}, {state}: --resume_from_checkpoint latest", flush=True
-            )
+    def _leave(self, number: signal.Signals, when: str) -> NoReturn:
+        self._say_stopped(number, when)
         self.accelerator.end_training()
         raise SystemExit(128 + number)
+
+    def _say_stopped(self, number: signal.Signals, when: str) -> None:
+        if self.accelerator.is_main_process:
+            state = newest_state(self.folder)
+            saved = f"{state.name} is saved, go on with: {resuming(self.args)}" if state else "no state is saved"
+            print(f"{number.name}: stopped {when}, {saved}", flush=True)
 
     def _optimizer_step(self, batches: Iterator[Batch], with_energies: bool):
         """Returns this process's share of the loss (the mean over all processes is the loss of the step), and the

@@ -29,6 +29,7 @@ COMMON_RULES: list[Rule] = [
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
+            "global_batch_size",
             "max_train_steps",
             "checkpoints_total_limit",
             "num_visual_samples",

@@ -1,10 +1,12 @@
 """The folder of a run: what is in it, and what a new run may delete."""
 
+import errno
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.logging import get_logger
+from filelock import FileLock, Timeout
 
 from ..utils.errors import UserError
 from ..utils.files import SAVING, remove
@@ -15,11 +17,62 @@ from .resumption import PATHS_FILE
 from .saved_states import SavedState, holds_run, state_folders
 
 logger = get_logger(__name__)
+LOCK = ".lock"
+_PATIENCE = 6.0  # seconds; the loading processes of a run that was killed hold its lock for up to five
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_locks: dict[Path, FileLock] = {}  # of this process, in which one run takes over from another
 _RUN_FILES = (
     "README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json", BEST, LOG,
     PATHS_FILE,
 )  # fmt: skip
 _ON_THE_WAY = (LOG, PATHS_FILE)  # what a run leaves that has saved nothing yet
+
+
+class RunLock:
+    """Lets one run alone work in a folder, as long as its process lives.
+
+    The lock is one of the operating system on the file `.lock`, on NFS too where its server has locks; where there are
+    none, a warning says so.
+    """
+
+    def __init__(self) -> None:
+        self._lock: FileLock | None = None
+        self._made: Path | None = None  # the folder, if there was none
+
+    def acquire(self, folder: Path) -> None:
+        """Raises:
+        UserError: when another run has it, or the folder is a file or cannot be written.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"output_dir {folder} is a file, not a folder")
+        path = folder / LOCK
+        try:
+            self._made = None if folder.exists() else folder
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _locks.setdefault(path.resolve(), FileLock(path))
+            if not lock.is_locked:
+                lock.acquire(timeout=_PATIENCE)
+            self._lock = lock
+        except Timeout as error:
+            raise UserError(
+                f"output_dir {folder} is in use by another run: wait for its end, or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise UserError(f"output_dir {folder} cannot be written: {error.strerror or error}") from error
+            logger.warning(f"output_dir {folder} lies where files cannot be locked: see that no other run writes there")
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release(force=True)
+            self._lock = None
+
+    def give_up(self) -> None:
+        """Release it before anything was written, and leave no folder that was not there."""
+        if self._made is not None and self._lock is not None and {path.name for path in self._made.iterdir()} == {LOCK}:
+            (self._made / LOCK).unlink()
+            self._made.rmdir()
+        self.release()
 
 
 def continues_in(folder: Path, state: SavedState | None) -> bool:
@@ -35,13 +88,10 @@ def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
     that the run would replace.
 
     Raises:
-        UserError: when it is a file, or not empty while the run is neither resumed nor told to overwrite.
+        UserError: when it is not empty while the run is neither resumed nor told to overwrite.
     """
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {folder} is a file, not a folder")
-    is_used = folder.exists() and any(path.name != PATHS_FILE for path in folder.iterdir())
-    if not args.overwrite_output_dir and is_used and not continues_in(folder, state):
+    if not args.overwrite_output_dir and folder.exists() and _holds_files(folder) and not continues_in(folder, state):
         replaced = [name for name in _RUN_FILES if name not in _ON_THE_WAY and (folder / name).exists()]
         if args.resume_from_checkpoint and not state and replaced:
             what = "a finished model" if "model.safetensors" in replaced else f"a file to be replaced: {replaced[0]}"
@@ -53,6 +103,10 @@ def check_output_dir(args: CommonArguments, state: SavedState | None) -> None:
             )
     if args.resume_from_checkpoint and not state:
         logger.warning(f"resume_from_checkpoint: there is no saved state in {folder}, the run starts anew")
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.name not in (LOCK, PATHS_FILE) for path in folder.iterdir())
 
 
 def prepare_output_dir(folder: Path, resumed: bool, pictures: Sequence[str]) -> None:

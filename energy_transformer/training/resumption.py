@@ -58,6 +58,8 @@ def record_of(args: CommonArguments, config: EnergyTransformerConfig, saved: Rec
     overridden = [*before, {"step": step, "options": changed}] if changed else before
     model = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
     options = {name: value for name, value in public_options(args).items() if name not in _NEVER_SAVED}
+    if args.global_batch_size:  # from which it follows, for another number of processes another one
+        options.pop("gradient_accumulation_steps")
     return _plain({"task": args.task, "options": options, "model": model, "overridden": overridden})
 
 
@@ -205,12 +207,19 @@ def command_of(args: CommonArguments, left_out: Collection[str] = ("hub_token",)
     words = []
     for each in fields(args):
         value, default = getattr(args, each.name), each.default
-        if each.name in left_out or value is None or (default is not MISSING and value == default):
+        follows = each.name == "gradient_accumulation_steps" and args.global_batch_size
+        if each.name in left_out or follows or value is None or (default is not MISSING and value == default):
             continue
         if isinstance(value, list):
             words += [f"--{each.name}", *map(str, value)]
         else:
             words.append(f"--{each.name}={str(value).lower() if isinstance(value, bool) else value}")
+    return shlex.join([Path(sys.argv[0]).name, *words])
+
+
+def resuming(args: CommonArguments) -> str:
+    """The command that goes on from the newest state of a run, which knows the options."""
+    words = ["--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"]
     return shlex.join([Path(sys.argv[0]).name, *words])
 
 

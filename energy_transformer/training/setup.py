@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -22,6 +21,7 @@ from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import Augmentation, load_image_datasets
 from ..data.image_processing import build_image_processor
 from ..data.labels import Labels
+from ..data.sampling import divide_step
 from ..utils.errors import UserError
 from .agreement import (
     fingerprint,
@@ -32,10 +32,11 @@ from .agreement import (
 )
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints
+from .launch import check_launch
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
 from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
-from .output_folder import check_output_dir, continues_in, prepare_output_dir
+from .output_folder import RunLock, check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
 from .resumption import (
     check_options,
@@ -48,15 +49,10 @@ from .resumption import (
     require_steps,
 )
 from .saved_states import SavedState, choose_state
-from .sharding import is_sharded, scalars_to_vectors, shard_on_cpu
-from .state_files import StateFiles, layout_of
+from .sharding import scalars_to_vectors, shard_on_cpu
+from .state_files import StateFiles
 
 logger = get_logger(__name__)
-
-
-def _several_processes_were_asked_for() -> bool:
-    """Whether `accelerate launch --cpu --num_processes N` with N > 1 started this one process."""
-    return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
 
 
 class TrainingSetup(ABC):
@@ -70,8 +66,17 @@ class TrainingSetup(ABC):
     metric: ClassVar[str]  # the figure of `evaluate` that tells the best of the saved states
     minimize: ClassVar[bool] = True  # whether it is the least
     label_column_name: str | None = None  # of which each label is held out in its share; set by `build_config`
+    batch_multiple: int = 1  # of which the images of a batch must be a multiple
 
     def __init__(self, args: CommonArguments):
+        self.lock = RunLock()
+        try:
+            self._set_up(args)
+        except BaseException:
+            self.lock.give_up()
+            raise
+
+    def _set_up(self, args: CommonArguments) -> None:
         take_token(args)
         self.args = args
         self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
@@ -86,10 +91,12 @@ class TrainingSetup(ABC):
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         )
         shard_on_cpu(self.accelerator)
-        self._check_launch()
+        self._divide_step()
+        check_launch(self.accelerator, args)
         apart = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
         values = {f"value of {name}": value for name, value in asdict(args).items() if name not in apart}
         require_agreement(self.accelerator, values)
+        main_decides(self.accelerator, lambda: self.lock.acquire(self.folder))
         require_shared_folder(self.accelerator, self.folder)
         state = choose_state(self.accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
         main_decides(self.accelerator, lambda: check_output_dir(args, state))
@@ -209,31 +216,17 @@ class TrainingSetup(ABC):
         require_steps(self.total_steps, state.step)
         return found
 
-    def _check_launch(self) -> None:
-        accelerator = self.accelerator
-        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
-            raise UserError("mixed_precision fp16 needs a GPU: on the CPU, use bf16 or no")
-        if accelerator.num_processes == 1 and _several_processes_were_asked_for():
-            logger.warning(
-                "`accelerate launch --cpu` starts one process, however many are asked for: "
-                "for more, see configuration/accelerate/multi_cpu.yaml"
+    def _divide_step(self) -> None:
+        """Let the images of a step be those of `global_batch_size`, whatever the number of processes."""
+        args, accelerator = self.args, self.accelerator
+        if args.global_batch_size:
+            args.per_device_train_batch_size, args.gradient_accumulation_steps = divide_step(
+                args.global_batch_size,
+                accelerator.num_processes,
+                args.per_device_train_batch_size,
+                self.batch_multiple,
             )
-
-        if self.args.tf32 and accelerator.device.type != "cuda":
-            raise UserError("tf32 needs an NVIDIA GPU")
-        if is_sharded(self.accelerator) and (self.args.ema_decay or self.args.sample_steps):
-            raise UserError(
-                "ema_decay and sample_steps need the whole model on each process: not with FSDP or DeepSpeed"
-            )
-        if self.args.load_best_model_at_end and layout_of(self.accelerator) != "whole" and not self.args.trust_state:
-            raise UserError(
-                "load_best_model_at_end reads a saved state, which this launch file lets be written in a format that "
-                "can run code: pass --trust_state, or take fsdp_state_dict_type: FULL_STATE_DICT"
-            )
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.args.tf32
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it does not see our loader
-            config = accelerator.state.deepspeed_plugin.deepspeed_config
-            config["train_micro_batch_size_per_gpu"] = self.args.per_device_train_batch_size
+            accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
 
     def _build_data(self) -> None:
         self.processor = build_image_processor(self.config.image_height_width, self.config.num_channels)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from .console import prepare_console
 from .errors import ToldElsewhereError, UserError
+from .interruption import interruption, watch_launcher
 from .suggestions import did_you_mean
 from .tokens import hide_tokens
 
@@ -50,8 +51,11 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def run_script(main: Callable[[list[str]], None]) -> NoReturn:
-    """Call `main` with the words of the command line, and leave with 0, or with 2 after a [`UserError`]."""
+    """Call `main` with the words of the command line, and leave with 0, with 2 after a [`UserError`], and with 143 or
+    130 after a signal."""
     prepare_console()
+    interruption.install()
+    watch_launcher()
     try:
         main(sys.argv[1:])
     except ToldElsewhereError:
