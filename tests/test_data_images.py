@@ -46,7 +46,7 @@ def outcome(decode, data):
 
 
 def try_damages(format, count):
-    decoders = [ImageDecoder(PROCESSOR, 10**6), ImageDecoder(PROCESSOR, 10**6, (0.08, 1.0), draft=True)]
+    decoders = [ImageDecoder(PROCESSOR, 2**21), ImageDecoder(PROCESSOR, 2**21, (0.08, 1.0), draft=True)]
     counts = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata
