@@ -27,7 +27,7 @@ from .monitoring import track
 from .resumption import resuming
 from .saved_states import newest_state
 from .setup import TrainingSetup
-from .sharding import is_sharded, vectors_to_scalars
+from .sharding import is_sharded
 from .signal_poll import SignalPoll
 
 logger = get_logger(__name__)
@@ -234,7 +234,7 @@ class TrainingLoop(TrainingSetup):
         weights = self.accelerator.get_state_dict(self.model)
         model = self.model_class(self.config)
         if self.accelerator.is_main_process:
-            model.load_state_dict(self.whole_weights(vectors_to_scalars(weights, self.vectors)))
+            model.load_state_dict(self.whole_weights(weights))
         return model.to(self.accelerator.device)
 
     def whole_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

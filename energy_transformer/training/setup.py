@@ -49,7 +49,7 @@ from .resumption import (
     require_steps,
 )
 from .saved_states import SavedState, choose_state
-from .sharding import scalars_to_vectors, shard_on_cpu
+from .sharding import shard_on_cpu
 from .state_files import StateFiles
 
 logger = get_logger(__name__)
@@ -264,8 +264,8 @@ class TrainingSetup(ABC):
         if args.compile:
             model.compile()
         self.model_class = type(model)
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        self.vectors = scalars_to_vectors(model) if sharded else set()
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            model.scalars_to_vectors()
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
         self.schedule = build_schedule(self.optimizer, args, self.total_steps)
 
