@@ -8,11 +8,11 @@ from pathlib import Path
 INTRODUCTION = """# Benchmarks
 
 Made by `make bench`; do not edit. All variants run the same block with the same weights, one after the other in every
-round; times are medians. *reference* is the descent with its gradient from autograd (`reference.py`), *LumenPallidium*
-the first PyTorch implementation itself. *of reference* compares with the float32 reference, *of products* is the
+round; times are medians. *naive* is the definition, with its gradient from autograd (`naive.py`), *LumenPallidium*
+the first PyTorch implementation itself. *of naive* compares with it in float32, *of products* is the
 arithmetic of the matrix products that the step needs, over what this machine does in a large product of the same type,
 measured in the same run. *memory* is the most that tensors held above what was held before, *error* the relative error
-of the tokens after all steps against the float32 reference.
+of the tokens after all steps against it in float32.
 """
 
 STEPS = "quality_by_steps.json"
@@ -119,7 +119,7 @@ def _block_table(rows: list[dict]) -> str:
     def ratio(row, key: str) -> str:
         return f"{row[key] / first[key]:.2f}" if row[key] and first[key] else ""
 
-    header = ["", "time", "of reference", "images/s", "of products", "memory", "of reference", "error"]
+    header = ["", "time", "of naive", "images/s", "of products", "memory", "of naive", "error"]
     return _table(
         header,
         (
@@ -166,10 +166,10 @@ def _plot(results: dict, path: Path) -> None:
         if not seconds:
             continue
         places = [place + 0.4 * index for place in range(len(names))]
-        axes[0].barh(places, [seconds[name] / seconds["reference"] for name in names], 0.4, label=f"{size} size")
+        axes[0].barh(places, [seconds[name] / seconds["naive"] for name in names], 0.4, label=f"{size} size")
     axes[0].set_yticks([place + 0.2 for place in range(len(names))], names)
     axes[0].invert_yaxis()
-    axes[0].set_xlabel("time of a training step, of the reference's")
+    axes[0].set_xlabel("time of a training step, of naive's")
     axes[0].legend()
     rows = [row for row in results["lengths"] if row["task"] == "training"]
     for name in dict.fromkeys(row["variant"] for row in rows):

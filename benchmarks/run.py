@@ -54,7 +54,7 @@ def check(args) -> None:
 
 
 def chosen_variants(args) -> list[str]:
-    """The names in the order of the table, the reference first."""
+    """The names in the order of the table, naive first."""
     names = variants.variant_names(variants.available_backends())
     if args.quick:
         names = [name for name in names if "compiled" not in name]
@@ -65,7 +65,7 @@ def chosen_variants(args) -> list[str]:
     unknown = set(args.variants or []) - set(names)
     if unknown:
         raise UserError(f"variants must be among {', '.join(names)}; got {', '.join(sorted(unknown))}")
-    return [name for name in names if name == "reference" or not args.variants or name in args.variants]
+    return [name for name in names if name == "naive" or not args.variants or name in args.variants]
 
 
 def size_for(name: str, args, device: torch.device) -> variants.Size:
@@ -76,13 +76,13 @@ def size_for(name: str, args, device: torch.device) -> variants.Size:
 
 
 def errors(names: list[str], size: variants.Size, device: torch.device, args) -> dict[str, float]:
-    """|x_T − x_T of the reference| / |x_T of the reference|, over all tokens."""
+    """|x_T − x_T of naive| / |x_T of naive|, over all tokens."""
     size = replace(size, batch=1)
     x = variants.tokens(size, device)
     with torch.no_grad():
         results = {name: variants.build(name, size, device, args.lumen_checkout)(x) for name in names}
     torch.compiler.reset()
-    exact = results["reference"]
+    exact = results["naive"]
     return {name: ((found.float() - exact).norm() / exact.norm()).item() for name, found in results.items()}
 
 
@@ -117,7 +117,7 @@ def measure_block(size_name: str, names: list[str], rates: dict[str, float], dev
 
 def fits(name: str, length: int, device: torch.device) -> bool:
     """Whether about ten N×N matrices of float32 for each head do, for what makes them."""
-    linear = not name.startswith(("reference", "LumenPallidium", "eager"))
+    linear = not name.startswith(("naive", "LumenPallidium", "eager"))
     return linear or 10 * 4 * variants.LENGTHS.heads * length**2 < measure.available_bytes(device)
 
 
@@ -144,7 +144,7 @@ def measure_lengths(names: list[str], device: torch.device, args) -> list[dict]:
 
 def measure_steps(backends: list[str], device: torch.device, args) -> list[dict]:
     """Peak memory of a training step at the CIFAR size against the number of descent steps."""
-    names = ["reference", *(f"{way}{suffix}" for way in backends for suffix in ("", " checkpointed"))]
+    names = ["naive", *(f"{way}{suffix}" for way in backends for suffix in ("", " checkpointed"))]
     rows = []
     for steps in STEPS[: 2 if args.quick else None]:
         size = replace(size_for("CIFAR", args, device), steps=steps)
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
     device = torch.device(args.device)
     names = chosen_variants(args)
     plain = [name for name in names if " " not in name and name != "jax"]
-    backends = [name for name in plain if name not in ("reference", "LumenPallidium")]
+    backends = [name for name in plain if name not in ("naive", "LumenPallidium")]
     dtypes = (torch.float32, torch.bfloat16)
     rates = {str(dtype).removeprefix("torch."): measure.product_rate(dtype, device, args.rounds) for dtype in dtypes}
     results = {

@@ -204,13 +204,11 @@ _attention_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs,
 
 
 def _flat(tensor: Tensor | None, leads: torch.Size, ndim: int) -> Tensor | None:
-    """With one leading axis for the images in place of `leads`, or none where it is the same for all of them."""
-    if tensor is None or (tensor.ndim <= ndim and len(leads) == 1):
-        return (
-            tensor
-            if tensor is None or tensor.ndim == ndim
-            else tensor.reshape(*[1] * (ndim - tensor.ndim), *tensor.shape)
-        )
+    """With one leading axis for the images in place of `leads`, of length 1 where it is the same for all of them."""
+    if tensor is None:
+        return None
+    if tensor.ndim <= ndim and (len(leads) < 2 or tensor.ndim < ndim):
+        return tensor[(None,) * (ndim - tensor.ndim)]
     inner = tensor.shape[1 - ndim :]
     return tensor.expand(*leads, *inner).reshape(-1, *inner)
 
@@ -268,8 +266,8 @@ def check_attention_backend(name: str) -> None:
             raise ValueError(f"{lacking}; use 'auto', 'chunked' or 'eager'") from error
 
 
-def attention_backend(name: str, query: Tensor) -> AttentionBackend:
-    """The backend of that name for these queries (..., H, N, Y).
+def attention_backend(name: str, query: Tensor, bias: Tensor | None = None) -> AttentionBackend:
+    """The backend of that name for these queries (..., H, N, Y) and this bias of the scores.
 
     `"auto"` is eager where only that can serve (`torch.func`, forward-mode differentiation, export) and for a few
     tokens on an accelerator, chunked otherwise. No fused kernel is chosen before a measurement on a device shows
@@ -283,9 +281,10 @@ def attention_backend(name: str, query: Tensor) -> AttentionBackend:
     if name == "auto":
         scores = query.numel() // max(query.shape[-1], 1) * query.shape[-2]
         few = query.device.type != "cpu" and scores <= _FEW_SCORES
-        return _BACKENDS["eager" if few or is_plain_graph_wanted(query) else "chunked"]
+        plain = is_plain_graph_wanted(query) or (bias is not None and is_transformed(bias))
+        return _BACKENDS["eager" if few or plain else "chunked"]
     check_attention_backend(name)
-    if is_transformed(query):
+    if is_transformed(query) or (bias is not None and is_transformed(bias)):
         raise ValueError(
             f"attn_implementation={name!r} knows no torch.func and no forward-mode differentiation; use 'auto' or "
             "'eager'"

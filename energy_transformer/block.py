@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_backends import at_least_float32, is_plain_graph_wanted
 from .context import EnergyContext
-from .energies import EnergyTerm, FetchedTerm, project
+from .energies import EnergyTerm, FetchedTerm, project, vjp
 from .updates import State, Update
 
 
@@ -79,24 +79,28 @@ class _Energy(NamedTuple):
         return list(zip(self.terms.values(), h.split(widths, -1) if len(widths) > 1 else [h], strict=True))
 
     def pull(self, g: Tensor, attentions: list | None = None) -> Tensor:
-        """−∂E/∂g; to a list of `attentions` it adds the weights A of all heads, (..., H, N, N), that it came from."""
-        pulls, weights = [], []
-        for found, h in self.look(g):
-            if attentions is not None and hasattr(found.term, "attention_weights"):
-                weights.append(found.term.attention_weights(h, self.context, **found.constants))
-                pulls.append(found.term.pull_of_weights(h, weights[-1]))
-            else:
-                pulls.append(found.term.pull(h, self.context, **found.constants))
-        if weights:
-            attentions.append(torch.cat(weights, -3) if len(weights) > 1 else weights[0])
+        """−∂E/∂g; to a list of `attentions` it adds the weights of all heads, (..., H, N, N), that it came from."""
+        looked = self.look(g)
+        if attentions is None:
+            pulls = [found.term.pull(h, self.context, **found.constants) for found, h in looked]
+        else:
+            pairs = [found.term.pull_and_weights(h, self.context, **found.constants) for found, h in looked]
+            pulls, weights = [pull for pull, _ in pairs], [weights for _, weights in pairs if weights is not None]
+            nothing = g.new_zeros(*g.shape[:-2], 0, *2 * g.shape[-2:-1])
+            attentions.append(weights[0] if len(weights) == 1 else torch.cat([nothing, *weights], -3))
         return F.linear(torch.cat(pulls, -1) if len(pulls) > 1 else pulls[0], self.weight)
 
     def by_term(self, g: Tensor) -> dict[str, Tensor]:
         """The energy of each token, (..., N), in each term."""
-        energies = [-found.term.potential(h, self.context, **found.constants) for found, h in self.look(g)]
-        if self.context.tokens is not None:
-            energies = [energy.masked_fill(~self.context.tokens, 0.0) for energy in energies]
-        return dict(zip(self.terms, energies, strict=True))
+        energies = {}
+        for name, (found, h) in zip(self.terms, self.look(g), strict=True):
+            energy = -found.term.potential(at_least_float32(h), self.context, **found.constants)
+            if energy.shape != g.shape[:-1]:
+                shapes = f"{tuple(g.shape[:-1])}, got {tuple(energy.shape)}"
+                raise ValueError(f"the potential of the energy term {name!r} must have shape (..., N) = {shapes}")
+            tokens = self.context.tokens
+            energies[name] = energy if tokens is None else energy.masked_fill(~tokens, 0.0)
+        return energies
 
 
 class EnergyBlock(nn.Module):
@@ -154,6 +158,8 @@ class EnergyBlock(nn.Module):
             if tolerance is None:
                 return self._descend(x, int(num_steps), energy, record)
             check_tolerance(tolerance, record)
+            if x.ndim != 3 or context.data:
+                raise ValueError("tolerance needs tokens of shape (B, N, D), and a context without data of the terms")
             return self._settle(x, int(num_steps), energy, tolerance)
 
     def _fetch(self, x: Tensor, context: EnergyContext) -> _Energy:
@@ -187,8 +193,8 @@ class EnergyBlock(nn.Module):
         """Jᵀ of the norm at x times the pull."""
         if hasattr(self.norm, "pullback"):
             return self.norm.pullback(x, pull.to(x.dtype))
-        g, pullback = torch.func.vjp(self.norm, x)
-        return pullback(pull.to(g.dtype))[0]
+        g, pullback = vjp(self.norm, x, self.norm)
+        return pullback(pull.to(g.dtype))
 
     def _descend(self, x: Tensor, num_steps: int, energy: _Energy, record: Record) -> Descent:
         checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -212,7 +218,7 @@ class EnergyBlock(nn.Module):
         if record.energies:
             energies.append(energy.by_term(self._normalize(x, energy)))
         by_term = {name: torch.stack([at[name] for at in energies], -2) for name in energy.terms if energies}
-        return Descent(x, self.norm(x), tuple(states), by_term or None, tuple(attentions))
+        return Descent(x, self._normalize(x, energy), tuple(states), by_term or None, tuple(attentions))
 
     def _normalize(self, x: Tensor, energy: _Energy) -> Tensor:
         return self.norm(_without_padding(x, energy.context))
@@ -238,12 +244,13 @@ class EnergyBlock(nn.Module):
                 energy = energy._replace(context=whole.of_images(active, end))
             if not len(active):
                 break
-        return Descent(end, self.norm(end), num_steps_taken=taken)
+        return Descent(end, self._normalize(end, energy._replace(context=whole)), num_steps_taken=taken)
 
 
 def _of_images(state: State, images: Tensor, x: Tensor) -> State:
-    """Of what has the shape of x (B, N, D), some images; of the rest, all."""
-    return {key: value[images] if value.shape == x.shape else value for key, value in state.items()}
+    """Of what has as many axes and images as x (B, N, D), some images; of the rest, all."""
+    belongs = {key: value.ndim == x.ndim and len(value) == len(x) for key, value in state.items()}
+    return {key: value[images] if belongs[key] else value for key, value in state.items()}
 
 
 def _without_padding(tensor: Tensor, context: EnergyContext) -> Tensor:

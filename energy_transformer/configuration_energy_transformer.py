@@ -1,6 +1,7 @@
 """Configuration of the Energy Transformer models."""
 
 import difflib
+import json
 import math
 from dataclasses import fields
 from typing import Literal
@@ -166,7 +167,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
     @classmethod
     def _is_known(cls, name: str) -> bool:
         """Whether a keyword is an option of this class, or one of those that transformers knows."""
-        return name.startswith("_") or name in _TRANSFORMERS_OPTIONS or hasattr(cls, name)
+        return name.startswith("_") or name in _TRANSFORMERS_OPTIONS or name in {field.name for field in fields(cls)}
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -273,6 +274,14 @@ class EnergyTransformerConfig(PreTrainedConfig):
         for term in self.energy_terms:
             if isinstance(term, dict) and not isinstance(term.get("name"), str):
                 raise ValueError(f"energy_terms: the name of a term with options stands under 'name', got {term}")
+            try:
+                json.dumps(term)
+            except TypeError as error:
+                raise ValueError(
+                    f"energy_terms: the options of a term must be what JSON can hold, got {term}"
+                ) from error
+        if len(self.terms) < len(self.energy_terms):
+            raise ValueError(f"energy_terms: two terms would have the same name, of {list(self.energy_terms)}")
 
 
 _POSITIVE = (

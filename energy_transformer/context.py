@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EnergyContext:
     """Who may attend to whom, how strongly, and by which backend.
 
@@ -22,7 +22,7 @@ class EnergyContext:
             True where the token of the row may attend to the token of the column. A row without any True adds
             nothing to the energy of the attention.
         bias (`torch.FloatTensor` of shape `(..., H or 1, N, N)`, *optional*):
-            Added to the scores, outside of beta: s = β q kᵀ + bias. It may have a gradient.
+            Added to the scores, outside of beta: s = β q kᵀ + bias. It must be finite and may have a gradient.
         causal: a token attends to itself and to the tokens before it. The energy is shared by both tokens of a pair,
             so that its gradient still moves an early token because of a late one.
         attend_to_self: False leaves the diagonal out, as the paper's equation does.

@@ -17,9 +17,9 @@ precision; matrix products stay in half precision.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,8 @@ class EnergyTerm(nn.Module):
     """One part of the energy, E(g) = −Σ φ(g W + b). A new one needs `projection` and `potential`; see
     `docs/your_own_energy.md` and [`register_energy_term`]."""
 
+    options: ClassVar[dict[str, Any]] = {}  # of the term in the configuration that it was made from
+
     @classmethod
     def from_config(cls, config, **options) -> "EnergyTerm":
         """The term of a model, given its configuration and the options of the term in `config.energy_terms`."""
@@ -165,20 +167,21 @@ class EnergyTerm(nn.Module):
 
     def pull(self, h: Tensor, context: EnergyContext, **constants) -> Tensor:
         """∂Σφ/∂h, (..., N, P): by automatic differentiation, unless a term has a closed form."""
+        total, pullback = vjp(lambda h: self.potential(h, context, **constants).sum(), h, self)
+        return pullback(torch.ones_like(total))
 
-        def total(h):
-            return self.potential(h, context, **constants).sum()
+    def pull_and_weights(self, h: Tensor, context: EnergyContext, **constants) -> tuple[Tensor, Tensor | None]:
+        """The pull, and the attention weights (..., H, N, N) that it came from, where there are any."""
+        return self.pull(h, context, **constants), None
 
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_transformed(h):
-            # torch.func would refuse the hooks by which checkpointing works
-            h = h if h.requires_grad else h.detach().requires_grad_()
-            return torch.autograd.grad(total(h), h, create_graph=True)[0]
-        value, pull = torch.func.vjp(total, h)
-        return pull(torch.ones_like(value))[0]
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "potential" in vars(cls) and "pull" not in vars(cls):
+            cls.pull = EnergyTerm.pull  # the closed form of a parent is that of another potential
 
     def fetch(self) -> FetchedTerm:
         """Weight, offset and constants as they are now."""
-        return FetchedTerm(self, self.projection(), self.offset(), self.constants())
+        return FetchedTerm(self, dense(self.projection()), self.offset(), self.constants())
 
     def project(self, g: Tensor) -> Tensor:
         """h = g W + b, shape (..., N, P), of tokens g (..., N, D)."""
@@ -207,6 +210,29 @@ class EnergyTerm(nn.Module):
         return self.fetch() if g is None else self.grad(g, context)
 
 
+def vjp(function, h: Tensor, module: nn.Module) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """function(h), and its vector-Jacobian product, in every mode of torch and differentiable as the function is.
+
+    Args:
+        module: whose parameters the function depends on.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed(h):
+        value, pullback = torch.func.vjp(function, h)
+        return value, lambda v: pullback(v)[0]
+    # torch.func refuses the hooks by which checkpointing works
+    needed = h.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
+    start = h if h.requires_grad else h.detach().requires_grad_()
+    value = function(start)
+
+    def pull_back(v: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return torch.zeros_like(h)
+        options = {"create_graph": needed, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(value, start, v, **options)[0]
+
+    return value if needed else value.detach(), pull_back
+
+
 def project(g: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
     """g W + b in the dtype of the weight: tokens (..., N, D), (D, P) and (P,) to (..., N, P)."""
     if g.ndim < 2 or g.shape[-1] != weight.shape[0]:
@@ -216,17 +242,20 @@ def project(g: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
 
 
 ENERGY_TERMS: dict[str, type[EnergyTerm]] = {}
+_TAKEN = ("norm", "update", "config", "training", "term_names", "descent_gradient", "gradient_checkpointing")
 
 
 def register_energy_term(name: str):
     """Class decorator that lets `config.energy_terms` choose a term by this name.
 
     Raises:
-        ValueError: for a name that another class has.
+        ValueError: for a name that another class has, or that no submodule of a block can have.
         TypeError: for what is no subclass of [`EnergyTerm`].
     """
 
     def register(cls: type[EnergyTerm]) -> type[EnergyTerm]:
+        if not name.isidentifier() or name in _TAKEN or hasattr(nn.Module, name):
+            raise ValueError(f"an energy term is a submodule of its name, and {name!r} cannot be that of one")
         if not (isinstance(cls, type) and issubclass(cls, EnergyTerm)):
             raise TypeError(f"register_energy_term takes a subclass of EnergyTerm, got {cls!r}")
         known = ENERGY_TERMS.get(name)
@@ -339,7 +368,9 @@ class EnergyAttention(EnergyTerm):
             "attend_to_self": config.attend_to_self,
             "attn_implementation": "auto",
         }
-        return cls(config.hidden_size, **of_config | options)
+        made = cls(config.hidden_size, **of_config | options)
+        made.options = options
+        return made
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, n_heads={self.n_heads}, head_dim={self.head_dim}"
@@ -366,7 +397,7 @@ class EnergyAttention(EnergyTerm):
         query, key = h.unflatten(-1, (2, self.n_heads, self.head_dim)).unbind(-3)
         return query.transpose(-3, -2), key.transpose(-3, -2)
 
-    def _of_this_module(self, context: EnergyContext) -> EnergyContext:
+    def in_context(self, context: EnergyContext) -> EnergyContext:
         """The context with what this module was made for."""
         backend = self.attn_implementation if context.backend == "auto" else context.backend
         attend_to_self = context.attend_to_self and self.attend_to_self
@@ -374,24 +405,25 @@ class EnergyAttention(EnergyTerm):
 
     def potential(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
         """Σ_h 1/β_h logsumexp of the row of each token as a query."""
-        context, (query, key) = self._of_this_module(context), self.queries_and_keys(h)
-        rows = attention_backend(context.backend, query).logsumexp(query, key, beta, context)
+        context, (query, key) = self.in_context(context), self.queries_and_keys(h)
+        rows = attention_backend(context.backend, query, context.bias).logsumexp(query, key, beta, context)
         return (rows / (beta[:, None] if isinstance(beta, Tensor) else beta)).sum(-2)
 
     def pull(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
         """[A k | Aᵀ q]."""
-        context, (query, key) = self._of_this_module(context), self.queries_and_keys(h)
-        return self._join(*attention_backend(context.backend, query).attention(query, key, beta, context))
+        context, (query, key) = self.in_context(context), self.queries_and_keys(h)
+        return self._join(*attention_backend(context.backend, query, context.bias).attention(query, key, beta, context))
 
     def attention_weights(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
         """A, shape (..., H, N, N), rows for queries, of the projected tokens h."""
-        return eager_attention_weights(*self.queries_and_keys(h), beta, self._of_this_module(context))
+        return eager_attention_weights(*self.queries_and_keys(h), beta, self.in_context(context))
 
-    def pull_of_weights(self, h: Tensor, weights: Tensor) -> Tensor:
-        """The pull, given A."""
+    def pull_and_weights(self, h: Tensor, context: EnergyContext, *, beta) -> tuple[Tensor, Tensor]:
+        weights = self.attention_weights(h, context, beta=beta)
+        if type(self).pull is not EnergyAttention.pull:
+            return self.pull(h, context, beta=beta), weights
         query, key = self.queries_and_keys(h)
-        weights = weights.to(h.dtype)
-        return self._join(weights @ key, weights.mT @ query)
+        return self._join(weights.to(h.dtype) @ key, weights.to(h.dtype).mT @ query), weights
 
     @staticmethod
     def _join(by_keys: Tensor, by_queries: Tensor) -> Tensor:
@@ -453,8 +485,13 @@ class BaseModernHopfield(EnergyTerm):
             "bias": config.hopfield_bias,
             "learnable_beta": config.learnable_beta,
         }
-        kind = kinds[options.pop("activation", config.hopfield_activation)]
-        return kind(config.hidden_size, **of_config | options)
+        activation = options.pop("activation", config.hopfield_activation)
+        if activation not in kinds:
+            raise ValueError(f"activation must be one of {', '.join(kinds)}, got {activation!r}")
+        kind = kinds[activation] if cls is BaseModernHopfield else cls
+        made = kind(config.hidden_size, **of_config | options)
+        made.options = options
+        return made
 
     def _initial_beta(self, beta, learnable_beta):
         return self.default_beta if beta is None or learnable_beta else beta

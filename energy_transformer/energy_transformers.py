@@ -8,13 +8,14 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from .block import Descent, EnergyBlock, Record
+from .block import Descent, EnergyBlock, Record, check_num_steps
 from .context import EnergyContext
-from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, SoftmaxModernHopfield
+from .energies import BaseModernHopfield, EnergyAttention, EnergyLayerNorm, LayerNorm, SoftmaxModernHopfield
+from .masking import whole_number_mask
 from .updates import Update
 
 EnergyMHA = EnergyAttention
-NORMS: dict[str, Callable[[int], nn.Module]] = {"layer_norm": nn.LayerNorm, "energy_layer_norm": EnergyLayerNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"layer_norm": LayerNorm, "energy_layer_norm": EnergyLayerNorm}
 HOPFIELD_TYPES = {"relu": BaseModernHopfield, "softmax": SoftmaxModernHopfield}
 
 
@@ -22,7 +23,7 @@ class EnergyTransformer(
     EnergyBlock,
     PyTorchModelHubMixin,
     library_name="energy-transformer",
-    coders={torch.Tensor: (torch.Tensor.tolist, torch.tensor)},
+    coders={torch.Tensor: (lambda tensor: tensor.flatten().tolist(), torch.tensor)},
 ):
     """One block and its descent on tokens (..., N, dim) of any kind.
 
@@ -78,6 +79,7 @@ class EnergyTransformer(
             "mha": EnergyAttention(dim, n_heads, beta, attn_implementation=attn_implementation),
             "hopfield": HOPFIELD_TYPES[hopfield_type](dim, hidden_dim, beta=hopfield_beta),
         }
+        norm = "layer_norm" if norm is nn.LayerNorm else norm  # the same, but it takes half precision
         make_norm = NORMS[norm] if isinstance(norm, str) else norm
         super().__init__(terms, make_norm(dim), Update(alpha))
         self.dim = dim
@@ -86,7 +88,6 @@ class EnergyTransformer(
         self.context = context
         self.n_iters = n_iters_default
         self.num_quantizers = n_iters_default
-        self.alpha = alpha
         self.ema_decay = ema_decay
         self.return_energy = return_energy
         self._norm_given = norm
@@ -96,6 +97,15 @@ class EnergyTransformer(
             self.pos_embedding = 0
         if initialization == "scaled":
             self._scale_weights()
+
+    @property
+    def alpha(self) -> float:
+        """The step size."""
+        return self.update.step_size
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self.update.step_size = value
 
     @torch.no_grad()
     def _scale_weights(self) -> None:
@@ -133,8 +143,11 @@ class EnergyTransformer(
         """
         x = self._place(x)
         num_steps = self.n_iters if n_iters is None else n_iters
+        check_num_steps(num_steps)
         record = Record(states=range(1, num_steps + 1)) if self.return_energy else None
-        found = super().forward(x, num_steps, _context(x, attention_mask, attention_bias, is_causal), record)
+        found = super().forward(
+            x, num_steps, _context(x, attention_mask, attention_bias, is_causal, self.n_heads), record
+        )
         if not self.return_energy:
             return found.state
         features = [state.detach().clone() for state in found.states[1:]]
@@ -167,8 +180,11 @@ class EnergyTransformer(
         """
         x = self._place(x)
         num_steps = self.n_iters if n_iters is None else n_iters
+        check_num_steps(num_steps)
         record = Record(states=range(num_steps + 1), energies=True)
-        return super().forward(x, num_steps, _context(x, attention_mask, attention_bias, is_causal), record)
+        return super().forward(
+            x, num_steps, _context(x, attention_mask, attention_bias, is_causal, self.n_heads), record
+        )
 
     def _place(self, x: torch.Tensor) -> torch.Tensor:
         """The tokens with their positions."""
@@ -225,7 +241,22 @@ def _check_choice(name: str, value: str, choices) -> None:
         raise ValueError(f"{name} must be one of {', '.join(repr(choice) for choice in choices)}, got {value!r}")
 
 
-def _context(x, attention_mask, attention_bias, is_causal) -> EnergyContext:
-    if attention_mask is None or attention_mask.shape == x.shape[:-1]:
-        return EnergyContext(tokens=attention_mask, bias=attention_bias, causal=is_causal)
-    return EnergyContext(pairs=attention_mask, bias=attention_bias, causal=is_causal)
+def _context(x, attention_mask, attention_bias, is_causal, heads) -> EnergyContext:
+    """Raises ValueError for a mask or a bias that is not of the very shape that the tokens ask for."""
+    tokens = pairs = None
+    if attention_mask is not None:
+        attention_mask = whole_number_mask("attention_mask", attention_mask, 1).to(x.device, torch.bool)
+        if attention_mask.shape == x.shape[:-1]:
+            tokens = attention_mask
+        elif attention_mask.shape == (*x.shape[:-1], x.shape[-2]):
+            pairs = attention_mask
+        else:
+            allowed = f"{tuple(x.shape[:-1])} or {(*x.shape[:-1], x.shape[-2])}"
+            raise ValueError(f"attention_mask must have shape {allowed}, got {tuple(attention_mask.shape)}")
+    if attention_bias is not None:
+        shapes = [(*x.shape[:-2], number, x.shape[-2], x.shape[-2]) for number in (1, heads)]
+        if attention_bias.shape not in shapes:
+            raise ValueError(
+                f"attention_bias must have shape {shapes[0]} or {shapes[1]}, got {tuple(attention_bias.shape)}"
+            )
+    return EnergyContext(tokens=tokens, pairs=pairs, bias=attention_bias, causal=is_causal)

@@ -47,7 +47,7 @@ def fixed_noise(image_keys: Tensor, units: int) -> Tensor:
     a graph of the model can be exported: each number is a hash, of which the upper 24 bits are kept.
     """
     places = torch.arange(1, units + 1, device=image_keys.device)
-    bits = _hash(_hash(image_keys[:, None] + 1 & 0xFFFFFFFF) + places & 0xFFFFFFFF)
+    bits = _hash((_hash((image_keys[:, None] + 1) & 0xFFFFFFFF) + places) & 0xFFFFFFFF)
     return (bits >> 8).float() / 2**24
 
 
@@ -129,6 +129,28 @@ def split_mask_values(mask: Tensor) -> Masks:
     return mask > 0, mask == 1  # new tensors, for ONNX renames an input that is an output too
 
 
+def whole_number_mask(name: str, mask, largest: int) -> Tensor:
+    """A tensor of a mask that is a tensor, NumPy array or list of booleans, or of integers from 0 to `largest`, 1 or 2.
+
+    Raises:
+        ValueError: for another dtype or value. Values are looked at in integers on the CPU alone, and never while a
+            graph is made, so that nothing waits for a device.
+    """
+    allowed = f"booleans, or the integers {'0 and 1' if largest == 1 else '0, 1 and 2'}"
+    try:
+        mask = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a tensor, array or list of {allowed}, got {type(mask).__name__}") from error
+    if mask.is_floating_point() or mask.is_complex():
+        raise ValueError(f"{name} must hold {allowed}, got {mask.dtype}")
+    if mask.dtype != torch.bool and mask.device.type == "cpu" and not is_making_a_graph():
+        values = mask.long()
+        wrong = values[(values < 0) | (values > largest)]
+        if wrong.numel():
+            raise ValueError(f"{name} must hold {allowed}, got the value {wrong[0].item()}")
+    return mask
+
+
 def patch_mask(name: str, mask, images: int, grid: Grid, patch_size: Grid) -> Tensor:
     """A mask in one of the forms that users have, as the mask of the patches, (B, N).
 
@@ -145,23 +167,14 @@ def patch_mask(name: str, mask, images: int, grid: Grid, patch_size: Grid) -> Te
         ValueError: for another dtype, shape or value. Values are looked at in integers on the CPU alone, and never
             while a graph is made, so that nothing waits for a device.
     """
-    try:
-        mask = torch.as_tensor(mask)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be a tensor, array or list of booleans, got {type(mask).__name__}") from error
-    if mask.dtype != torch.bool and (mask.is_floating_point() or mask.is_complex()):
-        raise ValueError(f"{name} must hold booleans, or the integers 0, 1 and 2, got {mask.dtype}")
+    mask = whole_number_mask(name, mask, 2)
     (rows, columns), (height, width) = grid, patch_size
     forms = (images, rows * columns), (images, rows, columns), (images, rows * height, columns * width)
-    if mask.shape not in forms:
+    if not any(mask.shape == form for form in forms):
         raise ValueError(
             f"{name} must have shape (B, patches) = {forms[0]}, (B, rows, columns) = {forms[1]} or that of the pixels, "
             f"(B, H, W) = {forms[2]}, got {tuple(mask.shape)}"
         )
-    if mask.dtype != torch.bool and mask.device.type == "cpu" and not _is_making_a_graph():
-        wrong = mask[(mask < 0) | (mask > 2)]
-        if wrong.numel():
-            raise ValueError(f"{name} must hold booleans, or the integers 0, 1 and 2, got the value {wrong[0].item()}")
     if mask.shape == forms[2] != forms[1]:
         masked, corrupted = (
             part.unflatten(1, (rows, height)).unflatten(3, (columns, width)).any(4).any(2)
@@ -171,7 +184,7 @@ def patch_mask(name: str, mask, images: int, grid: Grid, patch_size: Grid) -> Te
     return mask.flatten(1)
 
 
-def _is_making_a_graph() -> bool:
+def is_making_a_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 

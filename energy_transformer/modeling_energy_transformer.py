@@ -23,7 +23,7 @@ from .configuration_energy_transformer import EnergyTransformerConfig
 from .context import EnergyContext
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
 from .energies import ENERGY_TERMS, BaseModernHopfield, EnergyAttention, EnergyLayerNorm, EnergyTerm, LayerNorm
-from .masking import content_keys, draw_masks, fixed_noise, split_mask_values
+from .masking import content_keys, draw_masks, fixed_noise, is_making_a_graph, split_mask_values, whole_number_mask
 from .outputs import (
     EnergyParts,
     EnergyTransformerImageClassifierOutput,
@@ -33,12 +33,15 @@ from .outputs import (
 from .patches import patch_mean_and_std, patchify, unpatchify
 from .updates import FlexibleUpdate, Update
 
+_PUSH_OPTIONS = ("token", "private", "revision", "create_pr", "commit_message", "commit_description", "max_shard_size")
+
 
 def _term_class(name: str) -> type[EnergyTerm]:
     if name not in ENERGY_TERMS:
         raise ValueError(
             f"config.energy_terms has {name!r}, which is not registered (known: {', '.join(ENERGY_TERMS)}): import the "
-            f"module that defines it with register_energy_term({name!r}), or load with trust_remote_code=True"
+            f"module that defines it with register_energy_term({name!r}); where the package energy_transformer is not "
+            "imported, trust_remote_code=True does that"
         )
     return ENERGY_TERMS[name]
 
@@ -80,7 +83,6 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
     _can_record_outputs: ClassVar = {"hidden_states": EnergyTransformerLayer, "attentions": EnergyTransformerLayer}
     _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
-    _scalars: frozenset[str] = frozenset()  # parameters that `scalars_to_vectors` has reshaped
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """One of `ATTENTION_BACKENDS`, `"auto"` when None; ValueError for any other, or one that cannot run here."""
@@ -108,11 +110,11 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EnergyAttention):
             self._init_attention(module)
         elif isinstance(module, BaseModernHopfield):
-            init.normal_(module.W, std=config.hopfield_initializer_range)
+            init.normal_(module.W, std=module.options.get("scale", config.hopfield_initializer_range))
             if module.bias is not None:
                 init.zeros_(module.bias)
             if isinstance(module.beta, Tensor):
-                init.constant_(module.beta, config.hopfield_beta or module.default_beta)
+                init.constant_(module.beta, module.options.get("beta", config.hopfield_beta) or module.default_beta)
         elif isinstance(module, EnergyTerm) and hasattr(module, "reset_parameters"):
             module.reset_parameters()
         elif isinstance(module, EnergyTransformerEmbeddings):
@@ -123,6 +125,7 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
     def _init_attention(self, attention: EnergyAttention) -> None:
         scaled = self.config.initialization == "scaled"
         std = self.config.hidden_size**-0.5 if scaled else self.config.initializer_range
+        std = attention.options.get("scale", std)
         init.normal_(attention.Wq, std=std)
         if scaled:
             init.copy_(attention.Wk, attention.Wq)
@@ -132,24 +135,30 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
             if bias is not None:
                 init.zeros_(bias)
         if isinstance(attention.beta, Tensor):
-            beta = self.config.attention_beta or attention.head_dim**-0.5
+            beta = attention.options.get("beta", self.config.attention_beta) or attention.head_dim**-0.5
             beta = torch.as_tensor(beta, dtype=torch.float64).to(attention.beta)
             init.copy_(attention.beta, beta.expand_as(attention.beta))
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
         """As transformers has it; the files of energy terms that are not the package's own are saved as well."""
-        if self._scalars:
+        scalars = {f"{prefix}.{name}".strip(".") for prefix, name in self._reshaped_scalars()}
+        if scalars:
             weights = kwargs.get("state_dict") or self.state_dict()
-            shapes = {name: () if name in self._scalars else weight.shape for name, weight in weights.items()}
+            shapes = {name: () if name in scalars else weight.shape for name, weight in weights.items()}
             kwargs["state_dict"] = {name: weight.reshape(shapes[name]) for name, weight in weights.items()}
         terms = {kind: _term_class(kind) for kind, _ in self.config.terms.values()}
         package = __name__.rpartition(".")[0]
         own = {kind: cls for kind, cls in terms.items() if cls.__module__.rpartition(".")[0] != package}
         super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub and not own, **kwargs)
-        if own and kwargs.get("is_main_process", True):
+        if own and (args[0] if args else kwargs.get("is_main_process", True)):
             save_terms(own, save_directory)
             if push_to_hub:  # once more, by way of a folder that is pushed as a whole
-                self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, token=kwargs.get("token"))
+                options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
+                self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, **options)
+
+    def _reshaped_scalars(self) -> list[tuple[str, str]]:
+        """Module and name of the parameters that `scalars_to_vectors` has reshaped."""
+        return [(prefix, name) for prefix, module in self.named_modules() for name in getattr(module, "scalars", ())]
 
     def scalars_to_vectors(self) -> None:
         """Give each parameter of shape () the shape (1,), for `fully_shard` takes no scalars:
@@ -162,11 +171,13 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
         Call it before the optimizer is made. Files keep the shape (): `save_pretrained` writes it, and a state dict
         of either shape can be loaded.
         """
-        self._scalars = frozenset(name for name, parameter in self.named_parameters() if parameter.ndim == 0)
-        for name in self._scalars:
-            prefix, _, last = name.rpartition(".")
-            scalar = self.get_parameter(name)
-            setattr(self.get_submodule(prefix), last, nn.Parameter(scalar.detach().reshape(1), scalar.requires_grad))
+        for module in self.modules():
+            scalars = [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 0]
+            for name in scalars:
+                scalar = module.get_parameter(name)
+                setattr(module, name, nn.Parameter(scalar.detach().reshape(1), scalar.requires_grad))
+            if scalars:
+                module.scalars = scalars
 
     def energy(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **options) -> Tensor:
         """Energy of each image, (B,), at the end x_T of its descent.
@@ -232,6 +243,15 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             _, bool_masked_pos = split_mask_values(bool_masked_pos)
         return self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
 
+    def _keeps_attentions(self, wanted: bool | None) -> bool:
+        wanted = self.config.output_attentions if wanted is None else wanted
+        if wanted and self.config._attn_implementation not in ("auto", "eager"):
+            raise ValueError(
+                "output_attentions needs attn_implementation='eager' (or 'auto'), got "
+                f"{self.config._attn_implementation!r}, which never holds the attentions"
+            )
+        return bool(wanted)
+
     def _pool(self, state: Tensor, tokens: torch.BoolTensor | None, first: int) -> Tensor:
         """(B, N, D) to (B, D): the CLS token, or the mean of the tokens from `first` on that are no padding."""
         if self.pooling == "cls":
@@ -281,7 +301,8 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
                 length; it is then left out of the computation, and `num_steps_taken` says when. Without gradients,
                 and for the last state alone.
             inputs_embeds (`torch.FloatTensor` of shape `(B, N, D)`, *optional*):
-                Tokens in place of the pixels: x_0 as it is, with no CLS token and no position added.
+                Tokens in place of the pixels: x_0 as it is, with no CLS token and no position added. Where the CLS
+                token is pooled, `pooler_output` is the first of them.
             attention_bias (`torch.FloatTensor` of shape `(B, H or 1, N, N)`, *optional*):
                 Added to the scores of the attention, outside of its beta.
             generator (`torch.Generator`, *optional*): of the noise that `config.temperature` asks for.
@@ -308,14 +329,9 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         _refuse_unknown(kwargs)
         steps = self.steps_of_layers(num_steps)
         keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        keep_attentions = bool(self.config.output_attentions if output_attentions is None else output_attentions)
+        keep_attentions = self._keeps_attentions(output_attentions)
         keep_energies = bool(output_energies or output_energy_parts)
         kept = _kept_states(keep_states, sum(steps) + 1)
-        if keep_attentions and self.config._attn_implementation not in ("auto", "eager"):
-            raise ValueError(
-                "output_attentions needs attn_implementation='eager' (or 'auto'), got "
-                f"{self.config._attn_implementation!r}, which never holds the attentions"
-            )
         embedded = self._embed(pixel_values, bool_masked_pos, interpolate_pos_encoding, inputs_embeds)
         tokens, pairs = _split_attention_mask(attention_mask, embedded)
         bias = None if attention_bias is None else attention_bias.to(embedded.device)
@@ -350,9 +366,13 @@ def _refuse_unknown(kwargs: dict) -> None:
     """Raises TypeError for a keyword that neither `forward` nor transformers knows."""
     unknown = [name for name in kwargs if name not in ("num_items_in_batch", "return_loss")]
     if unknown:
-        known = [*inspect.signature(EnergyTransformerModel.forward).parameters, *_ARGUMENTS_OF_HEADS]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise TypeError(f"forward() has no argument {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        known = {*inspect.signature(EnergyTransformerModel.forward).parameters, *_ARGUMENTS_OF_HEADS} - {
+            "self",
+            "kwargs",
+        }
+        near = difflib.get_close_matches(unknown[0], sorted(known - {unknown[0]}), n=1)
+        hint = " (another head has it)" if unknown[0] in known else f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"forward() has no argument {unknown[0]!r}{hint}")
 
 
 def _states_along(descents: list[Descent]) -> tuple[Tensor | None, ...]:
@@ -386,9 +406,7 @@ def _split_attention_mask(attention_mask, x) -> tuple[Tensor | None, Tensor | No
     """The mask of the tokens (B, N) or that of the pairs (B, N, N), whichever it is."""
     if attention_mask is None:
         return None, None
-    attention_mask = torch.as_tensor(attention_mask)
-    if attention_mask.is_floating_point():
-        raise ValueError(f"attention_mask must hold booleans or integers, True to attend, got {attention_mask.dtype}")
+    attention_mask = whole_number_mask("attention_mask", attention_mask, 1)
     batch, tokens, _ = x.shape
     if attention_mask.shape == (batch, tokens):
         return attention_mask.to(x.device, torch.bool), None
@@ -427,15 +445,18 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         patches = self.decoder(tokens[:, int(config.use_cls_token) :])
         return unpatchify(patches, config.patch_height_width, grid or config.grid_size, config.num_channels)
 
-    def decode_states(self, hidden_states: tuple[Tensor, ...], grid: tuple[int, int] | None = None):
+    def decode_states(
+        self, hidden_states: tuple[Tensor, ...], grid: tuple[int, int] | None = None, num_steps: int | None = None
+    ) -> Tensor:
         """The states x_0 … x_T of a descent to images (T + 1, B, C, H, W), as if the descent ended there.
 
-        States that are None, because `output_hidden_states` did not ask for them, are left out.
+        States that are None, because `output_hidden_states` did not ask for them, are left out. With several blocks,
+        `num_steps` is that of the descent, when one was given to it.
         """
         base, count = self.energy_transformer, len(hidden_states) - 1
         dtype = base.embeddings.position_embeddings.dtype
         if base.final_norm:  # through the norm of the block whose step led there
-            steps = base.steps_of_layers()
+            steps = base.steps_of_layers(num_steps)
             steps = steps if sum(steps) == count else [count // len(steps)] * len(steps)
             layers = [layer for layer, number in zip(base.layers, steps, strict=True) for _ in range(number)]
             layers = [base.layers[0], *layers]
@@ -451,10 +472,8 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         shape, device = (pixel_values.shape[0], grid[0] * grid[1]), pixel_values.device
         if noise is None and (image_index is not None or (generator is None and not self.training)):
             keys = content_keys(pixel_values) if image_index is None else torch.as_tensor(image_index, device=device)
-            if keys.shape != shape[:1] or keys.is_floating_point():
-                raise ValueError(
-                    f"image_index must be {shape[0]} integers, one for each image, got {tuple(keys.shape)}"
-                )
+            if keys.shape != shape[:1] or keys.is_floating_point() or keys.dtype == torch.bool:
+                raise ValueError(f"image_index must be {shape[0]} integers, got {tuple(keys.shape)} of {keys.dtype}")
             noise = fixed_noise(keys.long(), shape[1])
         elif noise is None:
             noise = torch.rand(shape, generator=generator, device=device if generator is None else generator.device)
@@ -474,17 +493,24 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
         return masked, corrupted
 
     def energy(
-        self, pixel_values, bool_masked_pos=None, bool_corrupted_pos=None, noise=None, generator=None, **options
+        self,
+        pixel_values,
+        bool_masked_pos=None,
+        bool_corrupted_pos=None,
+        noise=None,
+        generator=None,
+        image_index=None,
+        **options,
     ) -> Tensor:
         """Energy of each image, (B,), at the end x_T of its descent.
 
-        Masks as for [`forward`], but no patch is masked when none of the four arguments is given: the energy is then
-        that of the whole image. The others are those of [`EnergyTransformerModel.forward`].
+        Masks as for [`forward`], but no patch is masked when none of these arguments is given: the energy is then that
+        of the whole image. The others are those of [`EnergyTransformerModel.forward`].
         """
-        given = (bool_masked_pos, bool_corrupted_pos, noise, generator)
+        given = (bool_masked_pos, bool_corrupted_pos, noise, generator, image_index)
         if any(argument is not None for argument in given):
             _, bool_corrupted_pos = self._resolve_masks(pixel_values, *given)
-        return super().energy(pixel_values, bool_corrupted_pos, **options)
+        return super().energy(pixel_values, bool_corrupted_pos, generator=generator, **options)
 
     def _loss(self, pixel_values, reconstruction, mask):
         patch_size = self.config.patch_height_width
@@ -514,8 +540,8 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
             bool_masked_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
                 Patches in the loss, any number for each image, in any form that [`EnergyTransformerModel`] takes.
                 Integers are taken as in the paper's code: 0 seen, 1 replaced and in the loss, 2 seen but in the loss.
-                When None, masks are drawn from `noise` of shape (B, P) in [0, 1), from `generator`, or from torch's
-                own generator.
+                When None, masks are drawn from `noise` of shape (B, P) in [0, 1), from `generator` (which then also
+                draws the noise of `config.temperature`), or from torch's own generator.
             bool_corrupted_pos (`torch.BoolTensor` of shape `(B, P)`, *optional*):
                 Patches replaced by the mask token; by `bool_masked_pos` when None.
             image_index (`torch.LongTensor` of shape `(B,)`, *optional*):
@@ -576,7 +602,7 @@ _ARGUMENTS_OF_HEADS = ("labels", "bool_corrupted_pos", "noise", "image_index")
 
 def _check_labels(labels: Tensor | None, config: EnergyTransformerConfig) -> None:
     """Raises ValueError for a label out of range; only on the CPU, and not while a graph is made."""
-    if labels is None or torch.compiler.is_compiling() or labels.is_floating_point() or labels.device.type != "cpu":
+    if labels is None or is_making_a_graph() or labels.is_floating_point() or labels.device.type != "cpu":
         return
     if config.num_labels > 1 and labels.ndim < 2 and labels.numel():
         least, largest = int(labels.min()), int(labels.max())

@@ -13,8 +13,8 @@ State = dict[str, Tensor]
 class Update(nn.Module):
     """Plain descent x ← x + α pull (Hoover et al. 2023, arXiv 2302.07253, equation 7).
 
-    A subclass may keep tensors between the steps, in the state that `init` makes. Each has the shape of x, or one
-    that broadcasts to it.
+    A subclass may keep tensors between the steps, in the state that `init` makes. One that belongs to the images has as
+    many axes as x, and the images first. `step` changes none of them in place: it returns new ones.
 
     Args:
         step_size: α.
@@ -81,16 +81,20 @@ class FlexibleUpdate(Update):
         if isinstance(self.step_size, Tensor):
             state = state | {"size": self.step_size[min(t, len(self.step_size) - 1)]}
         if self.temperature:
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            state = state | {"noise": noise}
+            if generator is None:
+                noise = torch.randn_like(x)
+            else:
+                noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
+            state = state | {"noise": noise.to(x.device)}
         return state
 
     def step(self, x: Tensor, g: Tensor, pull: Tensor, state: State) -> tuple[Tensor, State]:
-        size, changes = state.get("size", self.step_size), {}
+        size, pull, changes = state.get("size", self.step_size), pull.to(x.dtype), {}
         if self.momentum:
             pull = changes["velocity"] = self.momentum * state["velocity"] + pull
         x = x + size * pull
         if self.temperature:
             variance = 2 * self.temperature * size
-            x = x + (variance.abs().sqrt() if isinstance(variance, Tensor) else variance**0.5) * state["noise"]
+            deviation = variance.abs().clamp(min=1e-12).sqrt() if isinstance(variance, Tensor) else variance**0.5
+            x = x + deviation * state["noise"]
         return x, changes

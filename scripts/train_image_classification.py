@@ -6,8 +6,8 @@ from energy_transformer.utils.command_line import run_script
 
 
 def main(argv: list[str]) -> None:
-    from energy_transformer.training.arguments import parse_arguments
     from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
+    from energy_transformer.training.parsing import parse_arguments
 
     # tells a mistake before the slow import
     args = parse_arguments(argv, None, ImageClassificationArguments, __doc__)

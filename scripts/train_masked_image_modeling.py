@@ -6,8 +6,8 @@ from energy_transformer.utils.command_line import run_script
 
 
 def main(argv: list[str]) -> None:
-    from energy_transformer.training.arguments import parse_arguments
     from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+    from energy_transformer.training.parsing import parse_arguments
 
     # a mistake is told before the slow import
     args = parse_arguments(argv, None, MaskedImageModelingArguments, __doc__)

@@ -142,7 +142,7 @@ def test_masks_of_another_shape_are_refused(pixel_values, shape):
 
 
 def test_additive_masks_are_refused(pixel_values):
-    with pytest.raises(ValueError, match="attention_mask must hold booleans or integers"):
+    with pytest.raises(ValueError, match="attention_mask must hold booleans, or the integers 0 and 1"):
         make()(pixel_values, attention_mask=torch.zeros(2, 17))
 
 

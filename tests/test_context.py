@@ -153,3 +153,48 @@ def test_edges(implementation):
     found = module.half()(g.half())
     assert found.isfinite().all() and module.energy(g.half()).isfinite()
     assert (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("value", [255, 2, -1, -10000, 1.0])
+def test_masks_of_other_values_are_refused(value):
+    model = EnergyTransformerModel(EnergyTransformerConfig(image_size=8, patch_size=4, hidden_size=12))
+    mask = torch.ones(1, 5, dtype=torch.float32 if isinstance(value, float) else torch.int64)
+    mask[0, 2] = value
+    with pytest.raises(ValueError, match="attention_mask must hold booleans, or the integers 0 and 1, got"):
+        model(torch.randn(1, 3, 8, 8), attention_mask=mask)
+
+
+def test_the_block_takes_exact_shapes_alone():
+    """A mask of pairs for as many images as tokens is no padding."""
+    block = EnergyTransformer(12, 20, 3)
+    x = torch.randn(5, 5, 12)
+    for wrong in (torch.ones(5, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool), torch.ones(5, 5, 5, 5)):
+        with pytest.raises(ValueError, match="attention_mask must"):
+            block(x, attention_mask=wrong)
+    with pytest.raises(ValueError, match=r"attention_bias must have shape \(5, 1, 5, 5\) or \(5, 3, 5, 5\)"):
+        block(x, attention_bias=torch.zeros(5, 5, 5))
+    assert torch.equal(block(x, attention_mask=torch.ones(5, 5).long().numpy()), block(x))
+
+
+def test_padding_of_nan_poisons_no_gradient():
+    torch.manual_seed(0)
+    block = EnergyTransformer(12, 20, 3, norm="energy_layer_norm", initialization="scaled")
+    x, padding = torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool)
+    x[0, 3:], padding[0, 3:] = torch.nan, False
+    block.descend(x, 3, attention_mask=padding).normalized[padding].square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
+
+
+def test_half_precision_saving_and_the_step_size(tmp_path):
+    for dtype in (torch.bfloat16, torch.float16):
+        assert EnergyTransformer(12, 20, 3).to(dtype)(torch.randn(2, 5, 12, dtype=dtype)).isfinite().all()
+    x = torch.randn(2, 5, 12)
+    for beta in (torch.tensor(0.4), torch.tensor([0.1, 0.2, 0.3]), 0.7, None):
+        block = EnergyTransformer(12, 20, 3, beta=beta, initialization="scaled")
+        block.save_pretrained(tmp_path)
+        assert torch.equal(EnergyTransformer.from_pretrained(tmp_path)(x), block(x))
+    before = block(x, 1)
+    block.alpha = 0.05
+    torch.testing.assert_close(block(x, 1) - x, 0.5 * (before - x))
+    with pytest.raises(ValueError, match=r"norm=.* cannot be saved"):
+        EnergyTransformer(12, 20, 3, norm=torch.nn.RMSNorm).save_pretrained(tmp_path)

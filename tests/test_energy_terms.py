@@ -1,12 +1,15 @@
 """Energy terms of a user's own, from registration to a checkpoint that opens elsewhere."""
 
 import copy
+import importlib
 import logging
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import quartic_memories
 import torch
 from masked_images import images, run, some_mask
 from minimal_environment import build_minimal_environment
@@ -173,7 +176,10 @@ def test_a_term_of_a_program_cannot_travel(small_config, tmp_path, caplog, monke
         with_terms(small_config, "attention", "of_a_program").save_pretrained(tmp_path)
     finally:
         del ENERGY_TERMS["of_a_program"]
-    assert "the energy term 'of_a_program' is defined in __main__, whose code cannot be saved" in caplog.text
+    assert (
+        "the energy term 'of_a_program' is defined in __main__, whose code cannot be saved beside the model"
+        in caplog.text
+    )
 
 
 def test_what_cannot_be_registered():
@@ -187,6 +193,77 @@ def test_what_cannot_be_registered():
     block = EnergyBlock({"own": EnergyTerm()}, EnergyLayerNorm(4), Update(0.1))
     with pytest.raises(NotImplementedError, match="EnergyTerm has to define projection"):
         block(torch.zeros(1, 2, 4), 1)
+
+
+class Cubic(BaseModernHopfield):
+    """Another potential than that of its parent."""
+
+    def potential(self, h, context):
+        return h.relu().pow(3).sum(-1)
+
+
+def test_a_potential_of_its_own_has_no_pull_of_its_parent():
+    torch.manual_seed(0)
+    term, g = Cubic(12, 20, scale=0.5).double(), torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(term.energy(g), g)
+    torch.testing.assert_close(term(g), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_a_subclass_and_the_options_are_what_is_built(small_config):
+    register_energy_term("cubic")(Cubic)
+    try:
+        small_config.learnable_beta = True
+        terms = [{"name": "attention", "beta": 0.7, "scale": 5.0}, {"name": "cubic", "scale": 3.0}]
+        terms.append({"name": "hopfield", "activation": "softmax", "beta": 0.3})
+        layer = with_terms(small_config, *terms).energy_transformer.layers[0]
+    finally:
+        del ENERGY_TERMS["cubic"]
+    assert type(layer.cubic) is Cubic and type(layer.hopfield) is SoftmaxModernHopfield
+    assert (layer.attention.beta == 0.7).all() and layer.hopfield.beta == torch.tensor(0.3)
+    assert layer.attention.Wq.std().item() == pytest.approx(5, rel=0.1)
+    assert layer.cubic.W.std().item() == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["norm", "update", "forward", "a.b", "config"])
+def test_names_that_no_submodule_can_have(name):
+    with pytest.raises(ValueError, match="an energy term is a submodule of its name"):
+        register_energy_term(name)(QuarticMemories)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (["hopfield", "hopfield", "hopfield_2"], "two terms would have the same name"),
+        ([{"name": "hopfield", "beta": torch.ones(2)}], "must be what JSON can hold"),
+        ([{"hidden_dim": 3}], "stands under 'name'"),
+        ([], "at least one term"),
+    ],
+)
+def test_terms_that_cannot_be(terms, message):
+    with pytest.raises(Exception, match=message):
+        EnergyTransformerConfig(energy_terms=terms)
+
+
+def test_a_file_of_the_name_of_ours_and_what_it_imports(small_config, tmp_path, caplog, monkeypatch):
+    """It does not overwrite ours, and what it needs beside torch is named."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    source = Path(quartic_memories.__file__).read_text().replace('"quartic"', '"of_a_file"')
+    source = source.replace(
+        "from energy_transformer import EnergyTerm", "import numpy\nfrom energy_transformer import Update, EnergyTerm"
+    )
+    folder = tmp_path / "user"
+    folder.mkdir()
+    (folder / "updates.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    importlib.import_module("updates")
+    try:
+        with_terms(small_config, "attention", "of_a_file").save_pretrained(tmp_path / "model")
+    finally:
+        del ENERGY_TERMS["of_a_file"], sys.modules["updates"]
+    copied = (tmp_path / "model" / "term_updates.py").read_text()
+    assert "from .updates import Update\nfrom .energies import EnergyTerm\n" in copied
+    assert "class FlexibleUpdate" in (tmp_path / "model" / "updates.py").read_text()
+    assert "needs `import numpy`, which has to be there as well" in caplog.text
 
 
 DEMO_TERMS = 'config_overrides=energy_terms=["attention",{"name":"quartic","memories":256}]'

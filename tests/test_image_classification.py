@@ -20,9 +20,9 @@ from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMask
 from energy_transformer.data import normalize
 from energy_transformer.data.demo import PHOTOGRAPHS, load_demo_dataset, photograph
 from energy_transformer.data.image_processing import load_image_processor
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.image_classification import ImageClassificationTraining, load_with_new_head
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -209,7 +209,7 @@ def damage(folder):
         (lambda folder: (folder / "config.json").unlink(), "holds no model: its config.json cannot be read"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot load"),
         (damage, "cannot load"),
-        (lambda folder: (folder / "descent.py").unlink(), "lacks the model's code, descent.py"),
+        (lambda folder: (folder / "block.py").unlink(), "lacks the model's code, block.py"),
         (
             lambda folder: [(folder / name).unlink() for name in ("README.md", "all_results.json")],
             "its run has not finished",

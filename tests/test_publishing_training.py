@@ -11,9 +11,9 @@ from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

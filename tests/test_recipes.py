@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from energy_transformer.training.arguments import SYNONYMS, parse_arguments
+from energy_transformer.training.arguments import SYNONYMS
 from energy_transformer.training.checkpoint_evaluation_arguments import EvaluationArguments
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.model_configuration import configure
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from training_runs import OPTIONS, ROOT, build, finish, launcher, log, losses, script, train, weights
 
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.training.resumption import command_of
 from energy_transformer.training.saved_states import OPTIONS_FILE, SavedState
 from energy_transformer.utils.errors import UserError

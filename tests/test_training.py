@@ -17,11 +17,11 @@ from transformers import AutoModelForMaskedImageModeling, ViTMAEConfig
 from energy_transformer.data import load_image_datasets
 from energy_transformer.data.demo import photograph
 from energy_transformer.data.image_processing import load_image_processor
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.loaders import build_eval_loader, image_tensors
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining as Training
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.masked_image_modeling_evaluation import evaluate
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

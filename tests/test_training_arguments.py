@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import build_config
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configuration" / "training").glob("*.yaml"))

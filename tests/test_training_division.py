@@ -9,9 +9,9 @@ from training_runs import DEMO, TINY, finish, launcher, losses, train, weights
 
 from energy_transformer.data import StepSampler, batch_slice
 from energy_transformer.data.sampling import divide_step
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
+from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from energy_transformer import EnergyContext
+from energy_transformer import EnergyContext, EnergyTransformerConfig, EnergyTransformerModel
 from energy_transformer.energies import ENERGY_TERMS, EnergyTerm
 
 PAGE = Path(__file__).parents[1] / "docs" / "your_own_energy.md"
@@ -59,7 +59,7 @@ def test_pulls_are_derivatives_of_the_potentials(names, name):
 
 def test_causal_attention_looks_back_only(names):
     term, g = make("causal_attention")
-    weights = term.attention_weights(term.project(g), EnergyContext(causal=True), **term.constants())
+    weights = term.attention_weights(term.project(g), EnergyContext(), **term.constants())
     assert (weights.triu(1) == 0).all() and (weights.tril() > 0).sum() == weights[..., 0, 0].numel() * 21
     changed = g.clone()
     changed[:, -1] += 1
@@ -77,3 +77,18 @@ def test_sparsemax_is_a_sparse_distribution(names):
     others = torch.rand(2000, 9, dtype=torch.float64).pow(4)
     others /= others.sum(-1, keepdim=True)
     assert (torch.cdist(h, others).min(-1).values >= (h - p).norm(dim=-1) - 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["causal_attention", "normalized_attention"])
+def test_recording_the_attention_changes_nothing(names, name):
+    """The weights that are recorded are those of the term, and the descent is the same with and without them."""
+    torch.manual_seed(0)
+    config = EnergyTransformerConfig(
+        image_size=8, patch_size=4, hidden_size=12, num_attention_heads=3, head_dim=4, intermediate_size=20,
+        initialization="scaled", num_steps=4, energy_terms=[name, "hopfield"],
+    )  # fmt: skip
+    model, pixels = EnergyTransformerModel(config).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    recorded = model(pixels, output_attentions=True)
+    torch.testing.assert_close(recorded.last_hidden_state, model(pixels).last_hidden_state, rtol=1e-11, atol=1e-12)
+    above = recorded.attentions[0].triu(1).abs().max()
+    assert (above == 0) == (name == "causal_attention")

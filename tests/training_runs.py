@@ -9,10 +9,10 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from energy_transformer.training.arguments import parse_arguments
 from energy_transformer.training.masked_image_modeling import MaskedImageModelingTraining
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.monitoring import LOG
+from energy_transformer.training.parsing import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_masked_image_modeling.py"
