@@ -243,6 +243,18 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             _, bool_masked_pos = split_mask_values(bool_masked_pos)
         return self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
 
+    def _descend(self, state, steps, context, kept, energies, attentions, tolerance) -> list[Descent]:
+        """Through the blocks, each of which begins where the one before it ended."""
+        # without a step the model is at the start, which is the first block's
+        layers = list(zip(self.layers, steps, strict=True)) if any(steps) else [(self.layers[0], 0)]
+        descents: list[Descent] = []
+        before = 0
+        for layer, count in layers:
+            states = {index - before for index in kept if before + bool(descents) <= index <= before + count}
+            descents.append(layer(state, count, context, Record(states, energies, attentions), tolerance))
+            state, before = descents[-1].state, before + count
+        return descents
+
     def _keeps_attentions(self, wanted: bool | None) -> bool:
         wanted = self.config.output_attentions if wanted is None else wanted
         if wanted and self.config._attn_implementation not in ("auto", "eager"):
@@ -337,14 +349,8 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         bias = None if attention_bias is None else attention_bias.to(embedded.device)
         backend = self.config._attn_implementation
         context = EnergyContext(tokens, pairs, bias, backend=backend, generator=generator)
-        descents: list[Descent] = []
-        state, before = embedded, 0
-        # without a step the model is at the start, which is the first block's
-        for layer, count in zip(self.layers, steps, strict=True) if any(steps) else [(self.layers[0], 0)]:
-            states = {index - before for index in kept if before + bool(descents) <= index <= before + count}
-            record = Record(states, keep_energies, keep_attentions)
-            descents.append(layer(state, count, context, record, tolerance))
-            state, before = descents[-1].state, before + count
+        descents = self._descend(embedded, steps, context, kept, keep_energies, keep_attentions, tolerance)
+        state = descents[-1].state
         last_hidden_state = (descents[-1].normalized if self.final_norm else state).to(embedded.dtype)
         first = 0 if pixel_values is None else int(self.config.use_cls_token)
         energies = _energies_along(descents) if keep_energies else {}
@@ -354,9 +360,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             pooler_output=self._pool(last_hidden_state, tokens, first),
             hidden_states=_states_along(descents) if kept else None,
             energies=by_token.sum(-1) if output_energies else None,
-            attentions=tuple(weights for found in descents for weights in found.attentions)
-            if keep_attentions
-            else None,
+            attentions=sum((found.attentions for found in descents), ()) if keep_attentions else None,
             energy_parts=_energy_parts(energies, by_token) if output_energy_parts else None,
             num_steps_taken=None if tolerance is None else sum(found.num_steps_taken for found in descents),
         )

@@ -278,3 +278,10 @@ def test_a_photograph_is_reconstructed_alike_without_the_package(minimal_python,
     assert done.returncode == 0, done.stderr
     got = load_file(tmp_path / "out.safetensors")["reconstruction"]
     assert got.std() > 0.1 and (got - expected).abs().max() <= 1e-6
+
+
+def test_the_files_at_the_top_of_the_package_are_those_that_travel(small_model, tmp_path):
+    """But for the four that the contributor's guide lists."""
+    small_model.save_pretrained(tmp_path)
+    stay = {"__init__.py", "__main__.py", "naive.py", "energy_transformers.py"}
+    assert {file.name for file in tmp_path.glob("*.py")} == {file.name for file in PACKAGE.glob("*.py")} - stay
