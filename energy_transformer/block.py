@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention_backends import at_least_float32, is_plain_graph_wanted
+from .attention_backends import at_least_float32
 from .context import EnergyContext
 from .energies import EnergyTerm, FetchedTerm, project, vjp
 from .updates import State, Update
@@ -186,9 +186,6 @@ class EnergyBlock(nn.Module):
             following = torch.where(energy.context.tokens[..., None], following, x)
         return following, changes
 
-    # of all steps, torch 2.8 and newer compile one; older versions unroll them
-    _step_compiled_once = getattr(torch.compiler, "nested_compile_region", lambda step: step)(_step)
-
     def _pullback(self, x: Tensor, pull: Tensor) -> Tensor:
         """Jᵀ of the norm at x times the pull."""
         if hasattr(self.norm, "pullback"):
@@ -198,7 +195,6 @@ class EnergyBlock(nn.Module):
 
     def _descend(self, x: Tensor, num_steps: int, energy: _Energy, record: Record) -> Descent:
         checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        once = torch.compiler.is_compiling() and not record.attentions and not is_plain_graph_wanted(x)
         state, states = self.update.init(x), [x if 0 in record.states else None]
         energies: list[dict[str, Tensor]] = []
         attentions: list[Tensor] = []
@@ -209,8 +205,6 @@ class EnergyBlock(nn.Module):
             if checkpointed and not record.attentions:
                 # never the reentrant kind: it does not see the weights, which were fetched before
                 x, changes = checkpoint(self._step, x, state, energy, use_reentrant=False, preserve_rng_state=False)
-            elif once:
-                x, changes = self._step_compiled_once(x, state, energy)
             else:
                 x, changes = self._step(x, state, energy, attentions if record.attentions else None)
             state = state | changes
