@@ -278,23 +278,18 @@ def attention_backend(name: str, query: Tensor, bias: Tensor | None = None) -> A
     """
     if name == "eager":
         return _BACKENDS["eager"]
+    transformed = is_transformed(query) or (bias is not None and is_transformed(bias))
     if name == "auto":
         scores = query.numel() // max(query.shape[-1], 1) * query.shape[-2]
         few = query.device.type != "cpu" and scores <= _FEW_SCORES
-        plain = is_plain_graph_wanted(query) or (bias is not None and is_transformed(bias))
-        return _BACKENDS["eager" if few or plain else "chunked"]
+        return _BACKENDS["eager" if few or transformed or _is_exporting() else "chunked"]
     check_attention_backend(name)
-    if is_transformed(query) or (bias is not None and is_transformed(bias)):
+    if transformed:
         raise ValueError(
             f"attn_implementation={name!r} knows no torch.func and no forward-mode differentiation; use 'auto' or "
             "'eager'"
         )
     return _BACKENDS[name]
-
-
-def is_plain_graph_wanted(tensor: Tensor) -> bool:
-    """Whether neither operators nor compiled regions of ours can be a part of what is computed."""
-    return is_transformed(tensor) or _is_exporting()
 
 
 def is_transformed(tensor: Tensor) -> bool:
