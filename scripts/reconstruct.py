@@ -35,8 +35,7 @@ def main(argv: list[str]) -> None:
     if args.num_steps is not None and args.num_steps < 0:
         raise UserError(f"num_steps must not be negative, got {args.num_steps}")
 
-    from energy_transformer.inspection import load_for_reconstruction, prepare_image, reconstruct
-    from energy_transformer.inspection.visualization import descent_figure, save_figure
+    from energy_transformer.inspection import descent_figure, load_for_reconstruction, prepare_image, reconstruct
     from energy_transformer.metrics import masked_squared_error
 
     model, processor = load_for_reconstruction(args.checkpoint, args.image_size, args.device)
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> None:
     result = reconstruct(model, processor, pixel_values, mask, args.num_steps, args.leak_statistics)
     patch_size = model.config.patch_height_width
     try:
-        save_figure(descent_figure(result, patch_size), output)
+        descent_figure(result).save(output)
     except OSError as error:
         raise UserError(f"output {output} cannot be written: {error.strerror}") from error
     error = masked_squared_error(result.prediction, result.images, mask, patch_size).item()

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data import ImageTensors, load_image_datasets
-from ..inspection.reconstruction import load_for_reconstruction
+from ..inspection import load_for_reconstruction
 from ..metrics.ssim import WINDOW
 from ..utils.errors import UserError
 from ..utils.files import write_json

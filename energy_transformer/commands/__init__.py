@@ -1,0 +1,1 @@
+"""The command line, one file a command: `main(argv)`, and what it does in the first line of the docstring."""
