@@ -9,6 +9,7 @@ from .all_pictures import all_pictures
 from .animation import Animation, descent_animation
 from .attention_pictures import attention_figure
 from .classification_pictures import confusion_figure, predictions_figure
+from .completion import Completion, complete, completion_figure, load_mask
 from .energy_pictures import energy_figure, token_energy_figure
 from .loading import (
     demo_images,
@@ -29,11 +30,14 @@ from .token_geometry import effective_rank, geometry_figure, mean_angle
 
 __all__ = [
     "Animation",
+    "Completion",
     "DescentRecord",
     "Picture",
     "Reconstruction",
     "all_pictures",
     "attention_figure",
+    "complete",
+    "completion_figure",
     "confusion_figure",
     "decoded_memories",
     "demo_images",
@@ -46,6 +50,7 @@ __all__ = [
     "image_files",
     "load_for_inspection",
     "load_for_reconstruction",
+    "load_mask",
     "mean_angle",
     "memory_activations",
     "memory_effect_figure",
