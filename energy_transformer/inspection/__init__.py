@@ -11,6 +11,7 @@ from .attention_pictures import attention_figure
 from .classification_pictures import confusion_figure, predictions_figure
 from .completion import Completion, complete, completion_figure, load_mask
 from .energy_pictures import energy_figure, token_energy_figure
+from .features import extract_features, knn_accuracy, linear_probe_accuracy
 from .loading import (
     demo_images,
     image_files,
@@ -46,8 +47,11 @@ __all__ = [
     "effective_rank",
     "energy_figure",
     "even_sample",
+    "extract_features",
     "geometry_figure",
     "image_files",
+    "knn_accuracy",
+    "linear_probe_accuracy",
     "load_for_inspection",
     "load_for_reconstruction",
     "load_mask",

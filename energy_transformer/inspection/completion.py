@@ -30,7 +30,7 @@ from .reconstruction import predicted_pixels
 _HOLE = 1 / 4  # of the model's side: the radius of a hole that it looks across
 _BATCH = 32  # tiles at once
 _MAX_PATCHES = 16384  # of a photograph that is run whole
-_MAX_FRAMES = 5
+_MAX_FRAMES = 4
 _FIGURE_SIDE = 320  # pixels
 
 
@@ -261,11 +261,13 @@ def completion_figure(result: Completion) -> Picture:
     """
     gray = torch.where(result.hidden, torch.full_like(result.seen, 0.55), result.seen)
     images = [result.seen, gray, *result.frames]
-    titles = ["photo", "what the model sees", *(f"step {step}" for step in result.steps)]
-    titles[-1] += ": result"
+    names = ["the photo", "what the model sees", *(f"step {step}" for step in result.steps)]
+    names[-1] += ": the result"
     shrink = max(result.seen.shape[-2:]) / _FIGURE_SIDE
     if shrink > 1:
         size = [round(side / shrink) for side in result.seen.shape[-2:]]
         images = [F.interpolate(image[None], size=size, mode="area")[0] for image in images]
-    error = f"under the mask: error {result.error:.4f}; of the mean color {result.mean_color_error:.4f}"
-    return image_grid([images], titles, [[""] * len(images)], {"hidden": result.hidden}, error)
+    columns = 3 if len(images) % 3 == 0 else len(images)
+    rows, captions = ([each[i : i + columns] for i in range(0, len(images), columns)] for each in (images, names))
+    error = f"Error under the mask: {result.error:.4f}, that of the mean color: {result.mean_color_error:.4f}"
+    return image_grid(rows, [""] * columns, captions, {"hidden": result.hidden}, error)

@@ -57,7 +57,7 @@ class Picture(Figure):
         self.canvas.draw()
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
-    def add_note(self, note: str | None, size: float = 7) -> None:
+    def add_note(self, note: str | None, size: float = 8) -> None:
         """A line over the whole picture, broken where it is too long."""
         if note:
             lines = textwrap.wrap(note, max(20, int(115 / size * self.get_figwidth())))
@@ -101,8 +101,7 @@ def image_grid(
     """Images (C, H, W) in rows, a title over each column and a caption under each image."""
     width, height = panel_size(*rows[0][0].shape[-2:])
     lines = max(caption.count("\n") + bool(caption) for row in captions for caption in row)
-    title_lines = max(title.count("\n") for title in titles)
-    total = len(rows) * (height + 0.08 + 0.14 * lines) + 0.3 + 0.13 * title_lines + 0.15 * bool(note)
+    total = len(rows) * (height + 0.08 + 0.14 * lines) + 0.2 * any(titles) + 0.1 + 0.15 * bool(note)
     picture = Picture((width + 0.08) * len(titles), total, values)
     axes = picture.subplots(len(rows), len(titles), squeeze=False)
     for number, (row, images) in enumerate(zip(axes, rows, strict=True)):

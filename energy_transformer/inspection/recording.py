@@ -4,6 +4,7 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -145,11 +146,16 @@ def hidden_patches(model, pixel_values: torch.Tensor, mask) -> torch.Tensor:
     return split_mask_values(embeddings.patch_mask("mask", mask, pixel_values))[0]
 
 
-def _look(base: EnergyTransformerModel, states, num_steps: int | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Tokens and energies of the states x_0 … x_T; where one block ends they are those of the next one."""
+def layers_of_states(base: EnergyTransformerModel, num_steps: int | None = None) -> list[Any]:
+    """The block that each of the states x_0 … x_T belongs to: the one whose step comes next, at the end the last."""
     steps = base.steps_of_layers(num_steps)
     layers = [layer for layer, count in zip(base.layers, steps, strict=True) for _ in range(count)]
-    layers.append(base.layers[-1] if layers else base.layers[0])
+    return [*layers, base.layers[-1] if layers else base.layers[0]]
+
+
+def _look(base: EnergyTransformerModel, states, num_steps: int | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The normalized tokens of the states, and the energies of each term."""
+    layers = layers_of_states(base, num_steps)
     found = [layer(x, 0, record=Record(energies=True)) for layer, x in zip(layers, states, strict=True)]
     names = found[-1].energies
     energies = {name: torch.cat([each.energies[name] for each in found], -2) for name in names}
