@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_backends import at_least_float32, is_transformed
 from .context import EnergyContext
-from .energies import BaseModernHopfield, EnergyTerm, project, vjp
+from .energies import BaseModernHopfield, EnergyTerm, RMSNormalized, project, vjp
 from .updates import State, Update
 
 
@@ -71,6 +71,12 @@ class _Part(NamedTuple):
     width: int
     constants: dict[str, Any]
 
+    @property
+    def is_rectifier(self) -> bool:
+        """Whether the pull is the ReLU of what was projected and nothing else."""
+        plain = not self.constants and not self.term.norm_groups
+        return plain and getattr(self.term.pull, "__func__", None) is BaseModernHopfield.pull
+
 
 class _Energy(NamedTuple):
     """The energy during a descent: its terms, and their projections side by side, W (D, P) and b (P,)."""
@@ -88,17 +94,21 @@ class _Energy(NamedTuple):
 
     def pull(self, g: Tensor, attentions: list | None = None) -> Tensor:
         """−∂E/∂g; to a list of `attentions` it adds the weights of all heads, (..., H, N, N), that it came from."""
-        pulls, weights, rectified = [], [], []
+        pulls: list[Tensor] = []
+        weights: list[Tensor] = []
+        rectified: list[tuple[int, int]] = []
         for part, h in self.look(g):
-            if getattr(part.term.pull, "__func__", None) is BaseModernHopfield.pull and _is_recorded(h):
+            if part.is_rectifier and _is_recorded(h):
                 rectified.append((sum(pull.shape[-1] for pull in pulls), part.width))
                 pulls.append(h)
-            elif attentions is None:
-                pulls.append(part.term.pull(h, self.context, **part.constants))
+                continue
+            h = RMSNormalized.of(h, part.term.norm_groups)
+            if attentions is None:
+                pull = part.term.pull(h.value, self.context, **part.constants)
             else:
-                pull, of_heads = part.term.pull_and_weights(h, self.context, **part.constants)
-                pulls.append(pull)
+                pull, of_heads = part.term.pull_and_weights(h.value, self.context, **part.constants)
                 weights += [] if of_heads is None else [of_heads]
+            pulls.append(h.pull_back(pull))
         if attentions is not None:
             nothing = g.new_zeros(*g.shape[:-2], 0, *2 * g.shape[-2:-1])
             attentions.append(weights[0] if len(weights) == 1 else torch.cat([nothing, *weights], -3))
@@ -112,7 +122,8 @@ class _Energy(NamedTuple):
         """The energy of each token, (..., N), in each term."""
         energies = {}
         for name, (part, h) in zip(self.parts, self.look(g), strict=True):
-            energy = -part.term.potential(at_least_float32(h), self.context, **part.constants)
+            h = RMSNormalized.of(at_least_float32(h), part.term.norm_groups).value
+            energy = -part.term.potential(h, self.context, **part.constants)
             if energy.shape != g.shape[:-1]:
                 shapes = f"{tuple(g.shape[:-1])}, got {tuple(energy.shape)}"
                 raise ValueError(f"the potential of the energy term {name!r} must have shape (..., N) = {shapes}")
