@@ -121,8 +121,13 @@ def _standardized_pullback(x: Tensor, v: Tensor, eps: float) -> Tensor:
     variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
     inverse = torch.rsqrt(variance + eps)
     standardized = (x - mean) * inverse
-    along = (standardized * v).mean(-1, keepdim=True)
-    return inverse * (v - v.mean(-1, keepdim=True) - standardized * along)
+    along = _mean_product(standardized, v)
+    return inverse * torch.addcmul(v - v.mean(-1, keepdim=True), standardized, along, value=-1)
+
+
+def _mean_product(a: Tensor, b: Tensor) -> Tensor:
+    """The mean of a ∘ b over the last axis, which is kept; without a matrix of the products for autograd to keep."""
+    return torch.linalg.vecdot(a, b).unsqueeze(-1) / a.shape[-1]
 
 
 class FetchedTerm(NamedTuple):
@@ -233,7 +238,7 @@ class RMSNormalized(NamedTuple):
         if not groups:
             return cls(h)
         grouped = at_least_float32(h).unflatten(-1, (groups, -1))
-        inverse = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + 1e-6)
+        inverse = torch.rsqrt(_mean_product(grouped, grouped) + 1e-6)
         return cls((grouped * inverse).flatten(-2).to(h.dtype), inverse)
 
     def pull_back(self, pull: Tensor) -> Tensor:
@@ -242,7 +247,7 @@ class RMSNormalized(NamedTuple):
             return pull
         shape = self.inverse.shape[-2], -1
         v, normalized = (at_least_float32(tensor).unflatten(-1, shape) for tensor in (pull, self.value))
-        along = (normalized * v).mean(-1, keepdim=True)
+        along = _mean_product(normalized, v)
         return (self.inverse * torch.addcmul(v, normalized, along, value=-1)).flatten(-2).to(pull.dtype)
 
 
