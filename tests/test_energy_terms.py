@@ -158,6 +158,28 @@ def test_the_automatic_pull_serves_everywhere(way, descent_gradient):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+class Anchored(QuarticMemories):
+    """Draws the tokens to places that the call gives, `anchors` (B, N, memories)."""
+
+    def potential(self, h, context):
+        return -0.5 * (h - context.data["anchors"]).square().sum(-1)
+
+
+def test_a_call_gives_a_term_its_data(small_config):
+    register_energy_term("anchored")(Anchored)
+    try:
+        model = with_terms(small_config, "hopfield", {"name": "anchored", "memories": 5})
+        anchors = torch.randn(8, 25, 5)
+        found = [
+            model(images(), bool_masked_pos=some_mask(), term_data={"anchors": a}).loss for a in (anchors, -anchors)
+        ]
+        assert found[0] != found[1]
+        with pytest.raises(KeyError, match="anchors"):
+            run(model)
+    finally:
+        del ENERGY_TERMS["anchored"]
+
+
 def test_the_same_name_twice_with_options(small_config):
     model = with_terms(small_config, "attention", "hopfield", {"name": "hopfield", "hidden_dim": 7})
     layer = model.energy_transformer.layers[0]
