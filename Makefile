@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow test-signals conformance bench lint format clean
+.PHONY: help train train-classification test test-slow test-signals conformance bench strength lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -46,6 +46,9 @@ conformance: $(INSTALLED) ## Run transformers' own common tests on the models (d
 
 bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=--quick for a minute's run
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+strength: $(INSTALLED) ## Compare the models with transformers of their size (hours; goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py $(ARGS)
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

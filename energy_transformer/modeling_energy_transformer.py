@@ -7,7 +7,7 @@ import difflib
 import inspect
 from numbers import Integral
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -289,6 +289,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         attention_bias: torch.FloatTensor | None = None,
         generator: torch.Generator | None = None,
+        term_data: dict[str, Any] | None = None,
         **kwargs,
     ) -> EnergyTransformerModelOutput:
         r"""
@@ -318,6 +319,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             attention_bias (`torch.FloatTensor` of shape `(B, H or 1, N, N)`, *optional*):
                 Added to the scores of the attention, outside of its beta.
             generator (`torch.Generator`, *optional*): of the noise that `config.temperature` asks for.
+            term_data (`dict`, *optional*): what terms of one's own need, `context.data` of their potentials.
             return_dict (`bool`, *optional*): False for a plain tuple.
 
         Raises:
@@ -348,7 +350,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         tokens, pairs = _split_attention_mask(attention_mask, embedded)
         bias = None if attention_bias is None else attention_bias.to(embedded.device)
         backend = self.config._attn_implementation
-        context = EnergyContext(tokens, pairs, bias, backend=backend, generator=generator)
+        context = EnergyContext(tokens, pairs, bias, backend=backend, generator=generator, data=term_data or {})
         descents = self._descend(embedded, steps, context, kept, keep_energies, keep_attentions, tolerance)
         state = descents[-1].state
         last_hidden_state = (descents[-1].normalized if self.final_norm else state).to(embedded.dtype)
@@ -553,7 +555,7 @@ class EnergyTransformerForMaskedImageModeling(EnergyTransformerPreTrainedModel):
                 when neither it nor noise nor a generator is given, the mask is a function of the pixels: the same at
                 every call and in every batch.
             attention_mask, interpolate_pos_encoding, and in **kwargs output_hidden_states, output_attentions,
-                output_energies, output_energy_parts, num_steps, tolerance, attention_bias, return_dict:
+                output_energies, output_energy_parts, num_steps, tolerance, attention_bias, term_data, return_dict:
                 see [`EnergyTransformerModel`].
 
         Example:
@@ -667,7 +669,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
                 squared error), (B, num_labels) zeros and ones as floats for several labels of an image.
             attention_mask, interpolate_pos_encoding, and in **kwargs output_hidden_states, output_attentions,
                 output_energies, output_energy_parts, num_steps, tolerance, inputs_embeds, attention_bias, generator,
-                return_dict: see [`EnergyTransformerModel`].
+                term_data, return_dict: see [`EnergyTransformerModel`].
 
         Example:
 

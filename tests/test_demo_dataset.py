@@ -14,6 +14,8 @@ from energy_transformer.data.demo import (
     photograph,
     row_bands,
 )
+from energy_transformer.data.loading import load_image_datasets
+from energy_transformer.data.mnist5k import load_mnist5k
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,13 @@ def test_is_built_once_and_the_same_everywhere(splits, cache, tmp_path):
         for index in range(0, len(splits[split]), 97):
             assert np.array_equal(splits[split][index]["image"], elsewhere[split][index]["image"])
     assert [path.name for path in cache.glob("energy_transformer_demo/.*")] == []
+
+
+def test_the_digits_are_divided_by_class_and_share_no_image():
+    splits = load_mnist5k()
+    images = {name: {image.tobytes() for image in rows["image"]} for name, rows in splits.items()}
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 4000, "test": 1000}
+    assert all(np.bincount(rows["label"]).tolist() == [len(rows) // 10] * 10 for rows in splits.values())
+    assert not images["train"] & images["test"]
+    loaded, column = load_image_datasets("mnist5k")
+    assert column == "image" and loaded["validation"][0]["image"].size == (28, 28)

@@ -17,6 +17,7 @@ from energy_transformer import (
     EnergyLayerNorm,
     EnergyTransformerConfig,
     EnergyTransformerForMaskedImageModeling,
+    Record,
     SoftmaxModernHopfield,
 )
 from energy_transformer.energies import LayerNorm
@@ -279,6 +280,32 @@ def check_both_orders(case, fast_mode=False):
     inputs = [value.detach().clone().requires_grad_() for value in (case.x, *values)]
     assert torch.autograd.gradcheck(run, inputs, fast_mode=fast_mode)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@given(
+    st.sampled_from(["energy_layer_norm", "layer_norm"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["relu", "gelu", "softmax"]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(reproducible, max_examples=40)
+def test_the_gradient_of_the_state_lowers_the_energy_by_its_square(norm, qk_norm, hopfield_norm, activation, seed):
+    """E(x − α ∂E/∂x) = E(x) − α |∂E/∂x|² + O(α²), under every norm, gain and normalization."""
+    torch.manual_seed(seed)
+    config = EnergyTransformerConfig(
+        image_size=8, patch_size=4, hidden_size=8, num_attention_heads=2, head_dim=3, intermediate_size=11,
+        step_size=1e-6, norm_type=norm, attention_qk_norm=qk_norm, hopfield_norm=hopfield_norm,
+        hopfield_activation=activation, hopfield_beta=0.7, descent_gradient="state",
+    )  # fmt: skip
+    layer = EnergyTransformerForMaskedImageModeling(config).double().energy_transformer.layers[0]
+    for parameter in layer.parameters():
+        parameter.data.normal_()  # also gains of both signs
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    found = layer(x, 1, record=Record(energies=True))
+    fallen = (found.energy[:, 0] - found.energy[:, 1]) / 1e-6
+    expected = ((found.state - x) / 1e-6).square().sum((1, 2))
+    torch.testing.assert_close(fallen, expected, rtol=1e-2, atol=1e-6)
 
 
 ONE_MEMORY = torch.tensor([[1.0], [1.0], [0.0]], dtype=torch.float64)

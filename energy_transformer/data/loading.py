@@ -14,10 +14,13 @@ from .columns import Split, as_image_column
 from .demo import load_demo_dataset
 from .holding_out import hold_out
 from .local_files import LocalFiles, find_local_files
+from .mnist5k import load_mnist5k
 from .pixels import with_bytes
 
 _HELD_OUT = ("validation", "test", "valid", "val")
 _SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
+# datasets that come with installed packages
+EMBEDDED = {"demo": load_demo_dataset, "mnist5k": load_mnist5k}
 
 
 def load_image_datasets(
@@ -36,7 +39,7 @@ def load_image_datasets(
     """Splits `train` and `validation`, and the name of the column that holds the images.
 
     Args:
-        dataset_name: `"demo"`, a dataset of the Hub, or a local folder or file.
+        dataset_name: one of `EMBEDDED`, a dataset of the Hub, or a local folder or file.
         dataset_config_name: configuration of the dataset.
         image_column_name: found by its type when None. A column of paths, of bytes or of both is one of images when it
             is named here.
@@ -80,8 +83,8 @@ def _open_splits(
 ) -> dict[str, Split]:
     if train_dir is not None:
         return _open_local("train_dir", train_dir, streaming, image_column)
-    if name == "demo":
-        splits = load_demo_dataset()
+    if name in EMBEDDED:
+        splits = EMBEDDED[name]()
         if streaming:
             return {split: rows.to_iterable_dataset(num_shards=8) for split, rows in splits.items()}
         return dict(splits)

@@ -67,7 +67,9 @@ class CommonArguments:
     overwrite_output_dir: bool = _run(False, "Delete what an earlier run left in output_dir.")
     seed: int = _run(0, "The seed of the weights, of the order of the data and of the masks.")
 
-    dataset_name: str = _data("demo", "'demo' (embedded photographs), a dataset of the Hub, or a local folder.")
+    dataset_name: str = _data(
+        "demo", "'demo' (embedded photographs), 'mnist5k' (5,000 digits), a dataset of the Hub, or a local folder."
+    )
     dataset_config_name: str | None = _data(None, "The configuration of the dataset, where it has several.")
     image_column_name: str | None = _data(None, "The column with the images. It is found by its type when not given.")
     train_dir: str | None = _data(None, "A local folder of images or parquet files to train on.")
