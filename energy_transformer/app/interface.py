@@ -1,0 +1,116 @@
+"""The interface of the app, in Gradio.
+
+Everything of a user is in the state of his session. The server reads no file but what is uploaded to it, and serves
+none but what it made.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from ..data.demo import PHOTOGRAPHS, photograph
+from ..utils.errors import UserError
+from .session import Explorer, energy_curve, energy_map
+
+MAX_UPLOAD = "20mb"
+INTRODUCTION = """# Energy Transformer
+Paint over a part of the picture, and let the model fill it in. It descends an energy, step by step: hidden patches
+begin with a high energy and settle. Click on the result to see where a patch looks."""
+
+
+def _tell(function: Callable) -> Callable:
+    """A user's mistake as a message in the browser."""
+
+    @wraps(function)
+    def told(*arguments):
+        try:
+            return function(*arguments)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return told
+
+
+def _painted(editor: dict | None) -> np.ndarray | None:
+    """Where any layer of the editor is not transparent, booleans."""
+    layers = [layer[..., 3] > 0 for layer in (editor or {}).get("layers", []) if layer is not None]
+    return np.logical_or.reduce(layers) if layers else None
+
+
+def _drawn(name: str) -> gr.Image:
+    """A place for a picture that the app makes; a label or buttons would cover a part of it."""
+    return gr.Image(show_label=False, interactive=False, buttons=[], elem_id=name)
+
+
+def build(explorer: Explorer) -> gr.Blocks:
+    """The app for a model."""
+
+    def show(picture: np.ndarray):
+        """A new picture: in the editor, and nothing filled in yet."""
+        shown = explorer.enlarged(picture)
+        return picture, {"background": shown, "layers": [], "composite": shown}, None
+
+    @_tell
+    def upload(path: str):
+        return show(explorer.open(path))
+
+    @_tell
+    def choose(name: str):
+        return show(explorer.fit(Image.fromarray(photograph(PHOTOGRAPHS[name][0]))))
+
+    @_tell
+    def fill_in(picture, editor, num_steps):
+        if picture is None:
+            raise UserError("there is no picture yet: choose a photograph, or upload one")
+        found = explorer.descend(picture, _painted(editor), int(num_steps))
+        last = found.num_steps
+        return found, gr.Slider(maximum=max(last, 1), value=last, interactive=last > 0), *look(found, last), None
+
+    def look(found, step):
+        if found is None:
+            return None, None, None
+        step = min(int(step), found.num_steps)
+        return explorer.frame(found, step), energy_map(found, step).pixels(), energy_curve(found, step).pixels()
+
+    @_tell
+    def attend(found, event: gr.SelectData):
+        if found is None or found.num_steps == 0:
+            raise UserError("there is no descent yet: fill the picture in first, with at least one step")
+        return explorer.attention(found, *event.index).pixels()
+
+    with gr.Blocks(title="Energy Transformer", analytics_enabled=False) as app:
+        picture, found = gr.State(), gr.State()
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column():
+                name = gr.Dropdown(list(PHOTOGRAPHS), label="Photograph", value=None, elem_id="photograph")
+                file = gr.UploadButton("Upload a picture", file_types=["image"], type="filepath")
+                editor = gr.ImageEditor(
+                    label="Paint over what to hide", type="numpy", image_mode="RGBA", sources=[], transforms=[],
+                    layers=False, height=520, elem_id="editor",
+                    brush=gr.Brush(colors=["#808088"], default_size=48, color_mode="fixed"),
+                )  # fmt: skip
+                default = max(explorer.model.config.steps_of_blocks)
+                num_steps = gr.Slider(1, explorer.most_steps, default, step=1, label="Steps of the descent")
+                run = gr.Button("Fill in", variant="primary", elem_id="fill-in")
+            with gr.Column():
+                step = gr.Slider(0, default, default, step=1, label="Shown step", elem_id="step")
+                result = _drawn("result")
+                with gr.Row():
+                    energies, curve = _drawn("energies"), _drawn("curve")
+                gr.Markdown("**Where a patch looks**: click on one in the picture above.")
+                attention = _drawn("attention")
+        with gr.Accordion("The memories of the model", open=False, elem_id="memories"):
+            browse = gr.Button("Show them", elem_id="browse")
+            memories = _drawn("memory-pictures")
+
+        name.input(choose, name, [picture, editor, found])
+        file.upload(upload, file, [picture, editor, found])
+        run.click(fill_in, [picture, editor, num_steps], [found, step, result, energies, curve, attention])
+        step.input(look, [found, step], [result, energies, curve], show_progress="hidden")
+        result.select(attend, found, attention)
+        browse.click(lambda: explorer.memories().pixels(), None, memories)
+    return app
