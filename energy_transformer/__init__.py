@@ -19,6 +19,7 @@ from .energies import (
     EnergyAttention,
     EnergyLayerNorm,
     EnergyTerm,
+    GELUModernHopfield,
     SoftmaxModernHopfield,
     register_energy_term,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "EnergyTransformerForMaskedImageModeling",
     "EnergyTransformerModel",
     "EnergyTransformerPreTrainedModel",
+    "GELUModernHopfield",
     "Record",
     "SoftmaxModernHopfield",
     "Update",
