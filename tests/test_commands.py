@@ -17,6 +17,7 @@ from energy_transformer.commands.train import TASKS
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.recipes import configuration_folder, recipes
+from energy_transformer.training.resumption import command_of, resuming
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,14 @@ def test_a_launcher_trains_by_the_name_of_a_recipe_from_any_folder(tmp_path):
     done = command("train", "masked-image-modeling", *OPTIONS, "--output_dir=run", module=launch, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "training: 12 steps" in done.stdout and (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_the_command_that_a_run_tells_is_one_that_can_be_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["energy-transformer train masked-image-modeling", "--config=demo"])
+    args = MaskedImageModelingArguments(output_dir="my runs/a")
+    start = "energy-transformer train masked-image-modeling --output_dir"
+    assert resuming(args) == f"{start} 'my runs/a' --resume_from_checkpoint latest"
+    assert command_of(args) == "energy-transformer train masked-image-modeling '--output_dir=my runs/a'"
 
 
 def test_scripts_are_doors_to_the_same_functions():
