@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow test-signals conformance bench lint format clean
+.PHONY: help train train-classification demo-weights test test-slow test-signals conformance bench dist lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -25,6 +25,11 @@ train: $(INSTALLED) ## Train the masked autoencoder on embedded photographs (a f
 train-classification: $(INSTALLED) ## Train a classifier of the embedded photographs' crops (a few CPU minutes)
 	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE_CONFIG) --num_cpu_threads_per_process 1 \
 		scripts/train_image_classification.py --output_dir $(OUTPUT)_classification --overwrite_output_dir $(ARGS)
+
+# The weights that come with the package; commit what it changes.
+demo-weights: OUTPUT = outputs/demo_weights
+demo-weights: train ## Train the weights that come with the package, and put them in their place with their card
+	$(BIN)/python scripts/install_demo_weights.py $(OUTPUT)
 
 test: $(INSTALLED) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -46,6 +51,11 @@ conformance: $(INSTALLED) ## Run transformers' own common tests on the models (d
 
 bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=--quick for a minute's run
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+dist: $(INSTALLED) ## Build sdist and wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
