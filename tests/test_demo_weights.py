@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
+from PIL import Image
 from training_runs import ENVIRONMENT
 from transformers import AutoImageProcessor, AutoModelForMaskedImageModeling
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling, demo_checkpoint
+from energy_transformer.commands import reconstruct
+from energy_transformer.data.demo import photograph
 from energy_transformer.training.checkpoint_evaluation import evaluate_checkpoint
 from energy_transformer.training.checkpoint_evaluation_arguments import EvaluationArguments
 from energy_transformer.training.masked_image_modeling import build_config
@@ -88,6 +92,20 @@ def test_the_recipe_of_the_demo_is_that_of_the_weights():
     run = json.loads((demo_checkpoint() / "all_results.json").read_text())
     args = parse_arguments(["--config=demo"], None, MaskedImageModelingArguments)
     assert (run["train_steps"], run["arguments"]["seed"]) == (args.max_train_steps, args.seed)
+
+
+def test_a_photograph_is_filled_in_without_naming_a_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photo = photograph("astronaut.png")[64:192, 160:352]
+    hidden = np.zeros(photo.shape[:2], dtype=bool)
+    hidden[64:80, 80:112] = hidden[16:32, 128:144] = True
+    Image.fromarray(photo).save("photo.png")
+    Image.fromarray(hidden.astype(np.uint8) * 255).save("mask.png")
+    reconstruct.main(["photo.png", "--mask=mask.png", "--output=filled.png"])
+    assert capsys.readouterr().out.startswith("filled:  filled.png\n")
+    filled, photo = (np.asarray(image, dtype=float) / 255 for image in (Image.open("filled.png"), photo))
+    assert (filled[~hidden] == photo[~hidden]).all()
+    assert ((filled - photo)[hidden] ** 2).mean() < ((photo[~hidden].mean(0) - photo[hidden]) ** 2).mean()
 
 
 @pytest.mark.slow
