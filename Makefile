@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow test-signals conformance bench strength lint format clean
+.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength dist lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -26,6 +26,11 @@ train-classification: $(INSTALLED) ## Train a classifier of the embedded photogr
 	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE_CONFIG) --num_cpu_threads_per_process 1 \
 		scripts/train_image_classification.py --output_dir $(OUTPUT)_classification --overwrite_output_dir $(ARGS)
 
+# The weights that come with the package; commit what it changes.
+demo-weights: OUTPUT = outputs/demo_weights
+demo-weights: train ## Train the weights that come with the package, and put them in their place with their card
+	$(BIN)/python scripts/install_demo_weights.py $(OUTPUT)
+
 test: $(INSTALLED) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -41,6 +46,14 @@ test-slow: $(INSTALLED) .torchao ## Run the tests that take minutes
 test-signals: $(INSTALLED) ## Send signals to real launchers at SIGNAL_MOMENTS (20) random moments each: about half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -s tests/test_signals.py $(ARGS)
 
+# gradio and playwright stay out of .venv, for the other tests do without them.
+.app: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $@ 'gradio>=6' 'playwright>=1.50'
+	@touch $@
+
+test-app: .app ## Try the app in a real browser (Chromium, which has to be installed)
+	PYTHONPATH=.app OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/test_app.py $(ARGS)
+
 conformance: $(INSTALLED) ## Run transformers' own common tests on the models (downloads their source)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/run.py $(ARGS)
 
@@ -49,6 +62,11 @@ bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=
 
 strength: $(INSTALLED) ## Compare the models with transformers of their size (hours; goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py $(ARGS)
+
+dist: $(INSTALLED) ## Build sdist and wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -60,4 +78,4 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything that was made
-	rm -rf .venv .torchao .conformance outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .torchao .app .conformance outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

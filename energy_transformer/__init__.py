@@ -31,6 +31,7 @@ from .modeling_energy_transformer import (
     EnergyTransformerPreTrainedModel,
 )
 from .updates import Update
+from .weights import demo_checkpoint
 
 __version__ = "0.1.0"
 
@@ -61,5 +62,6 @@ __all__ = [
     "Record",
     "SoftmaxModernHopfield",
     "Update",
+    "demo_checkpoint",
     "register_energy_term",
 ]

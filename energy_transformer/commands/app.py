@@ -9,7 +9,9 @@ from ..utils.errors import UserError
 
 def build_parser() -> OneLineErrors:
     parser = OneLineErrors(description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", help="Folder or Hub repository of a masked-image model, such as outputs/demo.")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="Folder or Hub repository of a masked-image model; the demo's when not given."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: %(default)s).")
     parser.add_argument("--port", type=int, default=7860, help="Port to listen on (default: %(default)s).")
     parser.add_argument("--device", help="Such as cpu or cuda; a GPU where there is one when not given.")
@@ -23,8 +25,9 @@ def main(argv: list[str]) -> None:
 
     from ..app.interface import MAX_UPLOAD, build
     from ..app.session import Explorer
+    from ..weights import demo_checkpoint
 
-    app = build(Explorer.of(args.checkpoint, args.device))
+    app = build(Explorer.of(args.checkpoint or str(demo_checkpoint()), args.device))
     try:
         app.launch(
             server_name=args.host, server_port=args.port, max_file_size=MAX_UPLOAD, footer_links=[], ssr_mode=False
