@@ -1,10 +1,7 @@
 """The first picture of the README: python docs/first_picture.py CHECKPOINT [OUTPUT]
 
-The photograph is a part of the embedded ones that no training crop of the demo dataset touches. The picture in
-`docs/images` is of a model of 12 steps, trained on both kinds of masks in half an hour of one CPU core or less:
-
-    accelerate launch scripts/train_masked_image_modeling.py --config demo --max_train_steps 4000 \
-        --config_overrides num_steps=12,step_size=0.25,mask_type=scatter_or_block --output_dir outputs/twelve_steps
+The photograph is a part of the embedded ones that no training crop of the demo dataset touches, and the picture in
+`docs/images` is of the model that comes with the package: python docs/first_picture.py energy_transformer/weights/demo
 """
 
 import sys
