@@ -5,13 +5,15 @@ It is to be reached from this machine alone, unless --host names another address
 
 from ..utils.command_line import OneLineErrors
 from ..utils.errors import UserError
+from ..weights import demo_checkpoint
 
 
 def build_parser() -> OneLineErrors:
     parser = OneLineErrors(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "checkpoint", nargs="?", help="Folder or Hub repository of a masked-image model; the demo's when not given."
-    )
+        "checkpoint", nargs="?", default=str(demo_checkpoint()),
+        help="Folder or Hub repository of a masked-image model; the demo's when not given.",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (default: %(default)s).")
     parser.add_argument("--port", type=int, default=7860, help="Port to listen on (default: %(default)s).")
     parser.add_argument("--device", help="Such as cpu or cuda; a GPU where there is one when not given.")
@@ -25,9 +27,8 @@ def main(argv: list[str]) -> None:
 
     from ..app.interface import MAX_UPLOAD, build
     from ..app.session import Explorer
-    from ..weights import demo_checkpoint
 
-    app = build(Explorer.of(args.checkpoint or str(demo_checkpoint()), args.device))
+    app = build(Explorer.of(args.checkpoint, args.device))
     try:
         app.launch(
             server_name=args.host, server_port=args.port, max_file_size=MAX_UPLOAD, footer_links=[], ssr_mode=False

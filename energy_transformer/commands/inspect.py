@@ -8,13 +8,17 @@ from pathlib import Path
 
 from ..utils.command_line import OneLineErrors
 from ..utils.errors import UserError
+from ..weights import demo_checkpoint
 
 _DATASET = 512  # training crops that are searched for what activates the memories
 
 
 def build_parser() -> OneLineErrors:
     parser = OneLineErrors(description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", nargs="?", help="Folder or Hub repository of a model; the demo's when not given.")
+    parser.add_argument(
+        "checkpoint", nargs="?", default=str(demo_checkpoint()),
+        help="Folder or Hub repository of a model; the demo's when not given.",
+    )  # fmt: skip
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="Image files; embedded photographs when not given.")
     parser.add_argument("--output_dir", type=Path, default=Path("inspection"), help="Folder to write (%(default)s).")
     parser.add_argument("--num_images", type=int, default=16, help="Of the embedded photographs (%(default)s).")
@@ -50,10 +54,8 @@ def main(argv: list[str]) -> None:
     from ..inspection.animation import Animation, has_ffmpeg
     from ..inspection.loading import demo_images, image_files, load_for_inspection, random_masks
     from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-    from ..weights import demo_checkpoint
 
-    checkpoint = args.checkpoint or str(demo_checkpoint())
-    model, processor = load_for_inspection(checkpoint, args.image_size, args.device)
+    model, processor = load_for_inspection(args.checkpoint, args.image_size, args.device)
     if args.images:
         images = dataset = image_files(args.images, processor)
     else:
