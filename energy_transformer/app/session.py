@@ -21,6 +21,7 @@ from ..inspection import (
 )
 from ..inspection.energy_pictures import color_scale, draw_map, label_bar
 from ..inspection.pictures import draw_spread
+from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..utils.errors import UserError
 
 SHOWN = 384  # pixels of the longer side of a picture, at least
@@ -32,7 +33,7 @@ _DATASET = 256  # crops that are searched for what activates the memories
 class Explorer:
     """A masked-image model with its processor, which all users of the app share; nothing of a user is kept here."""
 
-    model: torch.nn.Module
+    model: EnergyTransformerForMaskedImageModeling
     processor: object
 
     @classmethod
