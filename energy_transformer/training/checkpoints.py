@@ -183,8 +183,7 @@ class Checkpoints:
     def load(self, state: SavedState) -> int:
         """Restore a state; returns the optimizer steps it had done.
 
-        The number of processes may be another, if the images of a step are as many and the loader can take its place
-        up.
+        The number of processes may be another, if the images of a step are as many.
 
         Raises:
             UserError: when it is of a run with other data, another model, seed or batch.
@@ -200,9 +199,8 @@ class Checkpoints:
                 f"resume_from_checkpoint: {state.folder} is {state.layout}, which this launch file does not take up: "
                 f"it writes {own_layout} states"
             )
-        process = min(self.accelerator.process_index, state.num_processes - 1)
-        content = self._everywhere(state, lambda: self.files.read(state.folder, state.layout, process))
-        self._everywhere(state, lambda: self.files.take_up(state.folder, state.layout, content))
+        content = self._everywhere(state, lambda: self.files.read(state))
+        self._everywhere(state, lambda: self.files.take_up(state, content))
         self.accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
         return state.step
 
