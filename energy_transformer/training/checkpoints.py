@@ -6,7 +6,6 @@ and moved into place. All processes must see the same output folder.
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import uuid
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 from ..utils.errors import ToldElsewhereError, UserError
 from ..utils.files import SAVING, digest, write_json
 from .agreement import appears, main_decides
-from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states
+from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states, sealed
 from .state_files import StateFiles, layout_of
 
 logger = get_logger(__name__)
@@ -133,7 +132,7 @@ class Checkpoints:
                 if path.is_file()
             },
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(sealed(manifest))
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         final = self.output_dir / f"checkpoint-{step}"

@@ -1,9 +1,10 @@
 """Saved states of a run: `checkpoint-STEP` folders, found, verified and ranked.
 
-A state is a manifest with the size and SHA-256 of each file, and the files of [`state_files`]. The manifest comes from
-the same hand as they do: it finds damage, not malice. Nothing here runs what a state holds.
+A state is a manifest with the size and SHA-256 of each file and a SHA-256 of its own, and the files of [`state_files`].
+The manifest comes from the same hand as they do: it finds damage, not malice. Nothing here runs what a state holds.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ MANIFEST = "manifest.json"
 PROCESS_FILE = "process_{}.json"
 OPTIONS_FILE = "options.json"
 _KINDS_OF_OPTIONS = {"task": str, "options": dict, "model": dict, "overridden": list}
-FORMAT = 2  # states without a number are the first, which held pickles
+FORMAT = 3  # states without a number are the first, which held pickles
 Layout = Literal["whole", "sharded", "deepspeed"]
 _FORMATS = {"sharded": "FSDP's sharded format", "deepspeed": "DeepSpeed's own format"}
 
@@ -66,20 +67,24 @@ class SavedState:
         UserError: when there is no manifest, it is damaged, or it is of an earlier version.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            text = (folder / MANIFEST).read_text()
+            manifest = json.loads(text)
+            if "sha256" in manifest and text != sealed(manifest):
+                raise UserError(f"{folder} is damaged: {MANIFEST} has other bytes than were written")
             version = manifest.pop("format", 1)
             if version != FORMAT:
                 raise OldStateError(
                     f"{folder} was saved in format {version}, and this version of energy-transformer reads format "
                     f"{FORMAT} alone: the first held pickles, which can run code; go on with the version that saved it"
                 )
+            manifest.pop("sha256")
             state = cls(folder, **manifest)
             state._check()
         except FileNotFoundError as error:
             raise UserError(
                 f"{folder} is not a saved state (a folder checkpoint-STEP): it has no {MANIFEST}"
             ) from error
-        except OldStateError:
+        except UserError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise UserError(f"{folder} is damaged: {MANIFEST} cannot be read") from error
@@ -141,6 +146,13 @@ class SavedState:
                 f"{self.folder} is in {_FORMATS.get(self.layout, 'an unknown format')}, reading which can run code "
                 "that its author has put there: pass --trust_state if you trust them"
             )
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The text of a manifest, with a checksum of all the rest of it."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": checksum}, indent=1)
 
 
 def state_folders(output_dir: Path) -> list[Path]:
