@@ -5,13 +5,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data import ImageTensors, load_image_datasets
+from ..data import ImageTensors
 from ..inspection.reconstruction import load_for_reconstruction
 from ..metrics.ssim import WINDOW
 from ..utils.errors import UserError
 from ..utils.files import write_json
 from .checkpoint_evaluation_arguments import EvaluationArguments
-from .loaders import build_eval_loader
+from .loaders import build_eval_loader, load_splits
 from .masked_image_modeling_evaluation import PREDICTORS, evaluation_masks, score_predictions
 
 _METRICS = ("masked_mse", "psnr", "ssim")
@@ -61,16 +61,7 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
 def _build_loader(args: EvaluationArguments, accelerator: Accelerator, processor) -> DataLoader:
     limit = {"max_train_samples" if args.split == "train" else "max_eval_samples": args.max_eval_samples}
     with accelerator.main_process_first():
-        splits, column = load_image_datasets(
-            dataset_name=args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            image_column_name=args.image_column_name,
-            train_dir=args.train_dir,
-            validation_dir=args.validation_dir,
-            train_val_split=args.train_val_split,
-            seed=args.seed,
-            **limit,
-        )
+        splits, column = load_splits(args, **limit)
         images = ImageTensors(
             splits[args.split],
             column,
