@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
 from ..utils.errors import UserError
+from .cropping import Box, processors_box
 
 MAX_IMAGE_PIXELS = 2**30 // 4 // 3  # the size from which Pillow warns: 256 MiB of red, green and blue
 BACKGROUND = (255, 255, 255)  # what a transparent image is laid on: white, as viewers do
@@ -24,8 +25,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the number that EXIF writes
-
-Box = tuple[float, float, float, float]  # left, top, right and bottom
 
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
@@ -164,8 +163,8 @@ def resize_to_tensor(image: Image.Image, processor: PilBackend, box: Box | None 
     width, height = processor.crop_size["width"], processor.crop_size["height"]
     if box is None and image.size == (width, height):
         return _to_tensor(image)
-    box = box or _processors_box(image, processor)
-    if box is not None:
+    box = box or processors_box(image.size, processor)
+    if box is not None:  # this part alone is resized, which is faster than the processor, to within a gray level
         return _to_tensor(image.resize((width, height), processor.resample, box))
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -178,24 +177,3 @@ def resize_to_tensor(image: Image.Image, processor: PilBackend, box: Box | None 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
     array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def _processors_box(image: Image.Image, processor: PilBackend) -> Box | None:
-    """The part of the image that the processor resizes and cuts out, in pixels of the image; None where it does
-    something else. To resize this part alone is what makes it faster than the processor, to within a gray level."""
-    if not (processor.do_resize and processor.do_center_crop):
-        return None
-    width, height = processor.crop_size["width"], processor.crop_size["height"]
-    size = processor.size
-    if size.get("shortest_edge") and not size.get("longest_edge"):
-        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(image.size) / min(image.size))
-        resized = (short, long) if image.width <= image.height else (long, short)
-    elif size.get("width") and size.get("height"):
-        resized = size["width"], size["height"]
-    else:
-        return None
-    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
-    if left < 0 or top < 0:
-        return None
-    x, y = image.width / resized[0], image.height / resized[1]
-    return left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height)

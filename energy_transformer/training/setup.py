@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
@@ -36,8 +35,6 @@ from .resumption import check_options, command_of, finished_results, keep_paths,
 from .saved_states import SavedState, choose_state
 from .sharding import shard_on_cpu
 from .state_files import StateFiles
-
-logger = get_logger(__name__)
 
 
 class TrainingSetup(ABC):
