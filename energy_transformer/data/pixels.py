@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .cropping import Box, processors_box
 
 MAX_IMAGE_PIXELS = 2**30 // 4 // 3  # the size from which Pillow warns: 256 MiB of red, green and blue
@@ -56,7 +56,7 @@ def broken_images_are_named(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:  # its message shows an address in memory
         raise UserError(f"cannot read the image {name}: it is of no format that Pillow knows") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read the image {name}: {reason}") from error
 
 

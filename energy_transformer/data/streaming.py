@@ -24,7 +24,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.interruption import leave_signals_to_parent
 from .decoding import ImageDecoder
 from .division import Division, Piece, Place
@@ -220,7 +220,7 @@ class ImageStream(IterableDataset):
                     yield number, {**row, self.image_column: with_bytes(row[self.image_column])}
                     number += 1
         except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"streaming: shard {piece.shard} cannot be read beyond row {number}: {reason}") from error
 
 

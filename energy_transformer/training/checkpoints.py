@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from ..utils.errors import ToldElsewhereError, UserError
+from ..utils.errors import ToldElsewhereError, UserError, first_line
 from ..utils.files import SAVING, digest, write_json
 from .agreement import appears, main_decides
 from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states, sealed
@@ -209,7 +209,7 @@ class Checkpoints:
         try:
             result = part()
         except _READ_FAILURES as error:
-            cause, failure = error, (str(error).strip() or type(error).__name__).splitlines()[0]
+            cause, failure = error, first_line(error)
         failures = [each for each in gather_object([failure]) if each]
         if failures:
             kind = UserError if failure else ToldElsewhereError
@@ -224,7 +224,7 @@ def _write_failure(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, RuntimeError) and not any(part in str(error) for part in _WRITE_FAILURES):
         raise error
-    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _sync(path: Path) -> None:

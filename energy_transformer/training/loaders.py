@@ -26,8 +26,8 @@ class TrainLoader(Protocol):
     """What the loop asks of a source of training batches.
 
     Iterating yields this process's batches on its device, epoch after epoch without an end, from the position that
-    `state_dict` tells and `load_state_dict` sets: {"image": uint8 (B, C, H, W), "index": (B,)} and "label" (B,)
-    where there are labels. All processes and accumulated batches of a step together form its effective batch.
+    `state_dict` tells and `load_state_dict` sets: {"image": uint8 (B, C, H, W)} and "label" (B,) where there are
+    labels. All processes and accumulated batches of a step together form its effective batch.
     """
 
     @property

@@ -6,6 +6,7 @@ The manifest comes from the same hand as they do: it finds damage, not malice. N
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -171,6 +172,18 @@ def saved_states(output_dir: Path, warn: bool = False) -> list[SavedState]:
     return sorted(states, key=lambda state: state.written)
 
 
+def first_whole(states: Iterable[SavedState], told: str = "") -> SavedState | None:
+    """The first that has the bytes that were written; a warning that begins with `told` names each before it."""
+    for state in states:
+        try:
+            state.verify()
+        except UserError as error:
+            logger.warning(f"{told}passed over: {error}")
+        else:
+            return state
+    return None
+
+
 def newest_state(output_dir: Path) -> Path | None:
     """The folder that was written last, None where there is none."""
     states = saved_states(output_dir)
@@ -204,14 +217,10 @@ def find_state(output_dir: Path, resume_from_checkpoint: str | None, trust_state
 
 
 def _latest_state(output_dir: Path, trust_state: bool) -> SavedState | None:
-    for state in reversed(saved_states(output_dir, warn=True)):
+    state = first_whole(reversed(saved_states(output_dir, warn=True)))
+    if state:
         state.require_trust(trust_state)
-        try:
-            state.verify()
-        except UserError as error:
-            logger.warning(f"passed over: {error}")
-        else:
-            return state
+        return state
     damaged = sorted(state_folders(output_dir))
     for folder in damaged:
         try:

@@ -25,7 +25,7 @@ from ..utils.errors import UserError
 from .agreement import fingerprint, images_fingerprint, main_decides, require_agreement, require_shared_folder
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints
-from .launch import check_launch
+from .launch import check_launch, shard_on_cpu
 from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors, load_splits
 from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
@@ -33,7 +33,6 @@ from .output_folder import RunLock, check_output_dir, continues_in, prepare_outp
 from .publishing import Publisher, take_token
 from .resumption import check_options, command_of, finished_results, keep_paths, last_loss, options_of, record_of
 from .saved_states import SavedState, choose_state
-from .sharding import shard_on_cpu
 from .state_files import StateFiles
 
 
