@@ -19,8 +19,8 @@ from PIL import Image
 from torch.utils.data._utils import worker as torch_worker
 
 from energy_transformer.data import ImageStream, StreamLoader
+from energy_transformer.data.division import Place
 from energy_transformer.data.image_processing import build_image_processor
-from energy_transformer.data.streaming import Place
 
 PROCESSOR = build_image_processor((8, 8))
 rows_read = 0
@@ -57,7 +57,7 @@ def ours(folder: Path, processes: int, workers: int) -> str:
     ]
     per_process = max([stream.divide(workers) for stream in images][-1], 1)
     rows = (
-        stream._rows(Place(), process * per_process + worker, processes * per_process)
+        stream._rows(Place(), process * per_process + worker)
         for process, stream in enumerate(images)
         for worker in range(per_process)
     )
@@ -94,7 +94,7 @@ def resumed(folder: Path, num_rows: int) -> None:
     batches = iter(own)
     for _ in range(31):
         next(batches)
-    again.load_state_dict(own.state_dict())
+    again.load_state_dict([own.state_dict()])
     whole, rest = ([next(it)["label"].tolist() for _ in range(60)] for it in (batches, iter(again)))
     print(f"resumed, ours: {'the same batches' if whole == rest else 'other batches'}")
     if importlib.util.find_spec("torchdata") is None:

@@ -6,7 +6,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from energy_transformer.data import Augmentation
-from energy_transformer.data.augmentation import crop_boxes, jitter_color, resized_crop
+from energy_transformer.data.augmentation import jitter_color, resized_crop
+from energy_transformer.data.cropping import random_boxes
 from energy_transformer.data.demo import photograph
 from energy_transformer.utils.errors import UserError
 
@@ -67,7 +68,7 @@ def test_jitter_is_that_of_pillow(factors):
 
 def test_boxes_lie_in_the_image_and_have_the_distribution_of_the_recipe():
     numbers = uniform(20000)
-    left, top, width, height = crop_boxes(*numbers.unbind(-1)[1:5], (0.08, 1.0))
+    left, top, width, height = random_boxes(*numbers.unbind(-1)[1:5], (0.08, 1.0))
     assert (left >= 0).all() and (top >= 0).all()
     assert (left + width <= 1 + 1e-6).all() and (top + height <= 1 + 1e-6).all()
     area, log_ratio = width * height, (width / height).log()

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import tarfile
 from collections import Counter
 
@@ -11,8 +12,8 @@ from PIL import Image
 
 from energy_transformer.data import ImageStream, StreamLoader, load_image_datasets
 from energy_transformer.data.demo import photograph
+from energy_transformer.data.division import Place
 from energy_transformer.data.image_processing import build_image_processor
-from energy_transformer.data.streaming import Place
 from energy_transformer.utils.errors import UserError
 
 PROCESSOR = build_image_processor((8, 8))
@@ -73,6 +74,13 @@ def take_numbers(source, count):
     return list(itertools.chain.from_iterable(take(source, count)))
 
 
+def with_epochs(source, count):
+    """Images of a loader of batches of one, each with the epoch in which its reader is."""
+    for batch in itertools.islice(source, count):
+        place = source.state_dict()["places"][source._worker - 1]  # of the one that has made the batch
+        yield place["epoch"], *numbers(batch)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("stream") / "shards", 4)
@@ -83,8 +91,8 @@ class CountingStream(ImageStream):
 
     rows_read = 0
 
-    def _read_shard(self, shard, first_row):
-        for row in super()._read_shard(shard, first_row):
+    def _read(self, piece, first_row):
+        for row in super()._read(piece, first_row):
             self.rows_read += 1
             yield row
 
@@ -99,7 +107,7 @@ def read_epochs(folder, num_processes, num_workers, epochs=2):
         workers = max(images.divide(num_workers), 1)
         for worker in range(workers):
             for epoch in range(epochs):
-                rows = images._rows(Place(epoch), process * workers + worker, num_processes * workers)
+                rows = images._rows(Place(epoch), process * workers + worker)
                 used[epoch].extend(row["label"] for _, row in rows)
         read += images.rows_read
     return used, read
@@ -149,9 +157,8 @@ def test_every_image_comes_once_an_epoch(shards, num_processes, num_workers):
     epochs = {}
     for process in range(num_processes):
         source = loader(open_stream(shards), num_workers, process, num_processes, batch_size=1)
-        for count, (number,) in enumerate(take_each(source, 300)):
-            place = source.state_dict()["places"][count % max(num_workers, 1)]
-            epochs.setdefault(place["epoch"], []).append(number)
+        for epoch, number in with_epochs(source, 300):
+            epochs.setdefault(epoch, []).append(number)
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(100))
     assert epochs[0] != epochs[1]
 
@@ -166,28 +173,98 @@ def test_continues_to_the_image(shards, num_workers):
         states.append(running.state_dict())
     for position in (1, 20, 45) if num_workers else (0, 1, 2, 3, 7, 19, 20, 21, 33, 44, 45):
         resumed = loader(open_stream(shards), num_workers)
-        resumed.load_state_dict(states[position])
+        resumed.load_state_dict([states[position]])
         assert take(resumed, 4) == whole[position : position + 4], position
-        assert resumed.state_dict()["batches"] == position + 4
 
 
 @pytest.mark.parametrize("process", [0, 1, 2])
 def test_continues_where_shards_are_shared(shards, process):
     whole = take(loader(open_stream(shards), process=process, num_processes=3), 20)
-    running = loader(open_stream(shards), process=process, num_processes=3)
-    for position, _ in enumerate(itertools.islice(running, 15), start=1):
+    running = [loader(open_stream(shards), process=number, num_processes=3) for number in range(3)]
+    for position, _ in enumerate(itertools.islice(zip(*running, strict=True), 15), start=1):
         if position % 3:
             continue
         resumed = loader(open_stream(shards), process=process, num_processes=3)
-        resumed.load_state_dict(running.state_dict())
+        resumed.load_state_dict([source.state_dict() for source in running])
         assert take(resumed, 3) == whole[position : position + 3]
 
 
-@pytest.mark.parametrize(("num_workers", "num_processes"), [(2, 1), (0, 2)])
-def test_another_division_is_refused(shards, num_workers, num_processes):
-    state = loader(open_stream(shards)).state_dict()
-    with pytest.raises(UserError, match=r"streaming: saved with 1 process\(es\) of 1 reading worker"):
-        loader(open_stream(shards), num_workers, 0, num_processes).load_state_dict(state)
+def assert_epochs(seen, rows, complete):
+    """In the complete epochs each row came once, and in the following ones none twice."""
+    epochs = {}
+    for epoch, number in seen:
+        epochs.setdefault(epoch, []).append(number)
+    assert [sorted(epochs[epoch]) for epoch in range(complete)] == [list(rows)] * complete
+    assert all(len(numbers) == len(set(numbers)) for numbers in epochs.values())
+
+
+CHANGES = [
+    [(1, 0), (2, 0)], [(2, 0), (1, 0)], [(2, 2), (4, 1)], [(4, 1), (2, 2)], [(3, 0), (1, 2)], [(2, 3), (3, 3), (1, 0)],
+    [(1, 0), (5, 2), (3, 0), (8, 12)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_other_readers_use_what_is_left_of_an_epoch(shards, changes, steps):
+    """The readers of all processes in this one, as 4 files or 12 row groups are divided over them. Each uses some more
+    images than the one before it, as if some were slower; the last ones go on to the end of the third epoch."""
+    places, seen, old = None, [], None
+    for num_processes, num_workers in changes:
+        streams = [
+            ImageStream(open_stream(shards), "image", PROCESSOR, 1, "label", 12, process=i, num_processes=num_processes)
+            for i in range(num_processes)
+        ]
+        per_process = [max(images.divide(num_workers), 1) for images in streams].pop()
+        division, count = streams[0].division, num_processes * per_process
+        if old:
+            state = json.loads(json.dumps(old.state_dict(min(place.epoch for place in places))))
+            division, places = division.continued(type(old).restored([state]), places)
+        places = places or [Place()] * count
+        is_last = (num_processes, num_workers) == changes[-1]
+        for reader in range(count):
+            images = streams[reader // per_process]
+            images.begin(division, [], 0)
+            rows = images._shuffled(places[reader], reader)
+            for place, row in itertools.islice(rows, 400 if is_last else (steps + reader) // count + reader % 2):
+                seen.append((place.epoch, row["label"]))
+                places[reader] = place
+        old = division
+    assert_epochs(seen, range(100), 3)
+
+
+@pytest.mark.parametrize("changes", [[(1, 0), (2, 0), (1, 2)], [(2, 2), (1, 4), (3, 0)]], ids=str)
+def test_loaders_go_on_with_what_is_left_of_an_epoch(tmp_path, changes):
+    """With their own workers and with broken images, from the states as they are in files."""
+    broken, states, seen = {3, 30, 31, 99}, None, []
+    folder = write_shards(tmp_path / "s", 4, broken)
+    for change in changes:
+        num_processes, num_workers = change
+        sources = [
+            loader(open_stream(folder), num_workers, i, num_processes, batch_size=1) for i in range(num_processes)
+        ]
+        for source in sources:
+            if states:
+                source.load_state_dict(states)
+            seen.extend(with_epochs(source, 300 if change == changes[-1] else 33 // num_processes))
+        states = json.loads(json.dumps([source.state_dict() for source in sources]))
+    assert_epochs(seen, sorted(set(range(100)) - broken), 2)
+    told = sum(state["broken"][0] for state in states)
+    assert told >= 2 * len(broken)
+
+
+def test_a_crop_is_the_same_whoever_makes_it(shards):
+    """A row's crop depends on the seed and the epoch."""
+    pictures = [
+        {number: batch["image"] for source in sources for batch in itertools.islice(source, 100 // len(sources))
+         for number in batch["label"].tolist()}
+        for sources in (
+            [loader(open_stream(shards), batch_size=1, crop=(0.3, 0.6))],
+            [loader(open_stream(shards), 0, i, 2, batch_size=1, crop=(0.3, 0.6)) for i in range(2)],
+        )
+    ]  # fmt: skip
+    assert all(sorted(each) == list(range(100)) for each in pictures)
+    assert all((pictures[0][number] == pictures[1][number]).all() for number in range(100))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -201,7 +278,7 @@ def test_broken_images_are_passed_over_and_counted(tmp_path, num_workers):
     count, reasons = source.images.broken_images()
     assert 3 <= count <= 5 and all("cannot read the image" in reason for reason in reasons)
     resumed = loader(open_stream(tmp_path / "s"), num_workers, batch_size=4)
-    resumed.load_state_dict(source.state_dict())
+    resumed.load_state_dict([source.state_dict()])
     assert resumed.images.broken_images() == (count, reasons)
 
 
@@ -284,9 +361,16 @@ def test_local_doors(tmp_path, kind, num_workers):
 def test_some_images_of_a_stream(shards):
     options = {"train_dir": str(shards), "validation_dir": str(shards), "max_eval_samples": 3, "streaming": True}
     splits, column = load_image_datasets(max_train_samples=20, **options)
-    images = ImageStream(splits["train"], column, PROCESSOR, 5, buffer_size=4)
-    seen = Counter(take_numbers(StreamLoader(images), 8))
-    assert seen == Counter(dict.fromkeys([25 * shard + row for shard in range(4) for row in range(5)], 2))
+    for num_processes in (1, 5):  # the same ones for any number of readers
+        seen = Counter()
+        for process in range(num_processes):
+            images = ImageStream(
+                splits["train"], column, PROCESSOR, 1, None, 4, process=process, num_processes=num_processes,
+                by_group=False,
+            )  # fmt: skip
+            seen.update(take_numbers(StreamLoader(images), 40 // num_processes))
+        assert set(seen) == {25 * shard + row for shard in range(4) for row in range(5)}
+        assert num_processes > 1 or set(seen.values()) == {2}
 
 
 def test_the_demo_streams():

@@ -1,11 +1,13 @@
 """Training on streams, on augmented images and on data with broken images, through the real loop."""
 
 import json
+from collections import Counter
 
 import datasets
 import pytest
 from PIL import Image
-from training_runs import build, finish, launcher, losses, script, train
+from rows_written import RowsWritten
+from training_runs import ROOT, build, finish, launcher, losses, script, train
 
 from energy_transformer.data.demo import photograph
 from energy_transformer.utils.errors import UserError
@@ -56,11 +58,54 @@ def test_two_processes_stream_and_resume(tmp_path, crops):
     done = finish(launcher("multi_cpu", resumed, *options, f"--resume_from_checkpoint={whole / 'checkpoint-4'}"))
     assert done.returncode == 0, done.stderr
     assert losses(resumed) == {step: loss for step, loss in losses(whole).items() if step > 4}
-    with pytest.raises(UserError, match=r"streaming: saved with 2 process\(es\) of 1 reading worker\(s\), got 1 of 1"):
-        train(
-            tmp_path / "one", *crops, "--per_device_train_batch_size=8", "--max_train_steps=8",
-            f"--resume_from_checkpoint={whole / 'checkpoint-4'}",
-        )  # fmt: skip
+
+
+ROWS = 48
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Options that stream 48 images, whose first pixel is their number, in 4 files of 2 row groups."""
+    folder = tmp_path_factory.mktemp("numbered")
+    features = datasets.Features({"image": datasets.Image()})
+    pixels = photograph("coffee.png")[:32, :32].copy()
+    for shard in range(4):
+        rows = []
+        for number in range(12 * shard, 12 * shard + 12):
+            pixels[0, 0] = number
+            rows.append(datasets.Image().encode_example(Image.fromarray(pixels)))
+        data = datasets.Dataset.from_dict({"image": rows}, features)
+        data.to_parquet(folder / f"{shard}.parquet", batch_size=6)
+    return ["--streaming", "--shuffle_buffer_size=10", f"--train_dir={folder}", f"--validation_dir={folder}"]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(1, 0), (2, 0), (1, 2)],
+        pytest.param([(2, 0), (1, 0), (2, 2)], marks=pytest.mark.slow),
+        pytest.param([(2, 2), (1, 4), (2, 0)], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_other_processes_and_workers_use_the_rows_that_are_left(tmp_path, numbered, runs):
+    """Real runs of (processes, workers), each going on from the last state of the one before, with 8 images a step."""
+    words = [*numbered, "--global_batch_size=8", "--per_device_train_batch_size=1", "--horizontal_flip=false"]
+    words += ["--resume_from_checkpoint=latest"]
+    for (processes, workers), steps in zip(runs, (3, 8, 26), strict=True):
+        own = [*words, f"--dataloader_num_workers={workers}", f"--max_train_steps={steps}"]
+        own += [f"--checkpointing_steps={steps}"]
+        if processes == 1:
+            train(tmp_path, *own, kind=RowsWritten)
+            continue
+        done = finish(launcher("multi_cpu", tmp_path, *own, script=ROOT / "tests" / "rows_written.py"))
+        assert done.returncode == 0, done.stderr
+    used = [tuple(map(int, line.split())) for path in tmp_path.glob("rows-*") for line in path.read_text().splitlines()]
+    assert Counter(step for step, _, _ in used) == dict.fromkeys(range(26), 8)
+    for epoch in range(5):
+        rows = sorted(number for _, each, number in used if each == epoch)
+        assert rows == sorted(set(rows)), "none is used twice"
+        assert epoch > 2 or rows == list(range(ROWS)), "and none is left out"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training_runs import ENVIRONMENT, ROOT, build, finish, launcher, losses, train
 
-from energy_transformer.training.saved_states import FORMAT, SavedState, find_state
+from energy_transformer.training.saved_states import FORMAT, SavedState, find_state, sealed
 from energy_transformer.utils.errors import UserError
 from energy_transformer.utils.files import digest
 
@@ -52,7 +52,7 @@ def reseal(folder, **changes):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "manifest.json"
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(sealed(manifest))
 
 
 def files_of(state):
@@ -217,10 +217,10 @@ def test_a_state_of_an_earlier_version_is_refused_in_one_line(state, tmp_path, w
     reseal(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.pop("format") == FORMAT
-    for later in ("layout", "held_out", "branch", "branches"):
+    for later in ("layout", "held_out", "branch", "branches", "sha256"):
         manifest.pop(later)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"checkpoint-12 was saved in format 1, and this version .* reads format 2"):
+    with pytest.raises(UserError, match=r"checkpoint-12 was saved in format 1, and this version .* reads format 3"):
         find_state(tmp_path / "run", "latest" if words == "latest" else str(folder))
     assert not (tmp_path / "marker").exists()
 
@@ -235,6 +235,6 @@ def test_a_forged_manifest_is_refused(state, tmp_path, changes):
     folder = tmp_path / "checkpoint-12"
     shutil.copytree(state, folder)
     manifest = json.loads((folder / "manifest.json").read_text()) | changes
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(sealed(manifest))
     with pytest.raises(UserError, match=r"checkpoint-12 is damaged: manifest\.json cannot be read"):
         SavedState.read(folder)

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from training_runs import build, finish, launcher, log, losses, script, train, weights
 
-from energy_transformer.training.saved_states import SavedState, find_state
+from energy_transformer.training.saved_states import SavedState, find_state, sealed
 from energy_transformer.utils.errors import UserError
 
 
@@ -47,15 +47,24 @@ def test_a_damaged_state_is_passed_over_with_a_warning(saved, tmp_path, caplog, 
     with caplog.at_level("WARNING"):
         state = find_state(folder, "latest")
     assert state.folder.name == "checkpoint-8"
-    assert "checkpoint-12" in caplog.text and (name in caplog.text or name == "manifest.json"), "which names the files"
+    assert "checkpoint-12" in caplog.text and name in caplog.text
     with pytest.raises(UserError, match=r"resume_from_checkpoint: .*checkpoint-12"):
         find_state(folder, str(folder / "checkpoint-12"))
+
+
+def test_a_flipped_bit_of_the_manifest_is_named(saved, tmp_path):
+    path = copy_of(saved, tmp_path / "run") / "checkpoint-12" / "manifest.json"
+    content = path.read_bytes()
+    for number, byte in enumerate(content):
+        path.write_bytes(content[:number] + bytes([byte ^ 1 << number % 8]) + content[number + 1 :])
+        with pytest.raises(UserError, match=r"checkpoint-12 is damaged: manifest\.json"):
+            SavedState.read(path.parent)
 
 
 def test_a_state_without_the_files_of_every_process_is_not_whole(saved, tmp_path):
     folder = copy_of(saved, tmp_path / "run") / "checkpoint-12"
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"num_processes": 2}))
+    (folder / "manifest.json").write_text(sealed(manifest | {"num_processes": 2}))
     with pytest.raises(UserError, match=r"checkpoint-12 is damaged: there is no file of process 1"):
         SavedState.read(folder).verify()
 

@@ -26,22 +26,22 @@ OPTIONS = ["--config=demo", "--cpu", *TINY]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def build(output_dir, *words):
+def build(output_dir, *words, kind=MaskedImageModelingTraining):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     args = parse_arguments([*TINY, f"--output_dir={output_dir}", *words], DEMO, MaskedImageModelingArguments)
-    return MaskedImageModelingTraining(args)
+    return kind(args)
 
 
-def train(output_dir, *words):
-    return build(output_dir, *words).run()
+def train(output_dir, *words, **options):
+    return build(output_dir, *words, **options).run()
 
 
-def launcher(config, output_dir, *words):
+def launcher(config, output_dir, *words, script=SCRIPT):
     """The command of a run with a launch file of configuration/accelerate."""
     accelerate = Path(sys.executable).with_name("accelerate")
     file = ROOT / "configuration" / "accelerate" / f"{config}.yaml"
-    return [accelerate, "launch", "--config_file", file, SCRIPT, *OPTIONS, f"--output_dir={output_dir}", *words]
+    return [accelerate, "launch", "--config_file", file, script, *OPTIONS, f"--output_dir={output_dir}", *words]
 
 
 def script(output_dir, *words):

@@ -10,7 +10,6 @@ Pillow and torchvision align their outer edges, and takes twice the time. The ji
 """
 
 import importlib.util
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +17,7 @@ import torch.nn.functional as F
 
 from ..utils.errors import UserError
 from ..utils.extras import install_command
-
-_LOG_RATIO = math.log(4 / 3)
+from .cropping import random_boxes
 
 
 @dataclass(frozen=True)
@@ -59,36 +57,13 @@ class Augmentation:
         """
         flip, area, ratio, left, top, *jitter = uniform.unbind(-1)
         if self.random_resized_crop is not None:
-            images = resized_crop(images.float(), *crop_boxes(area, ratio, left, top, self.random_resized_crop))
+            images = resized_crop(images.float(), *random_boxes(area, ratio, left, top, self.random_resized_crop))
         if self.horizontal_flip:
             images = torch.where((flip < 0.5)[:, None, None, None], images.flip(-1), images)
         if self.color_jitter:
             factors = (1 + self.color_jitter * (2 * number - 1) for number in jitter)
             images = jitter_color(images.float(), *factors)
         return images
-
-
-def crop_boxes(
-    area: torch.Tensor,
-    ratio: torch.Tensor,
-    left: torch.Tensor,
-    top: torch.Tensor,
-    scale: tuple[float, float],
-    aspect: float = 1.0,
-) -> tuple[torch.Tensor, ...]:
-    """Left, top, width and height (B,) of crops as shares of the image, from uniform numbers (B,) in [0, 1).
-
-    The area is uniform in `scale`. The ratio of width to height, relative to that of the size to which the crop is
-    resized, is uniform in its logarithm between 3/4 and 4/3, or as much of it as fits into the image. Every place in
-    the image is as likely. `aspect` is the ratio of the image itself, relative to that same size; in an image that is
-    so long that no crop of the area has an allowed ratio, the crop is the largest that has one.
-    """
-    log_aspect = math.log(aspect)
-    log_area = (scale[0] + (scale[1] - scale[0]) * area).log().clamp(max=_LOG_RATIO - abs(log_aspect))
-    least, most = (log_area + log_aspect).clamp(min=-_LOG_RATIO), (log_aspect - log_area).clamp(max=_LOG_RATIO)
-    log_ratio = least + (most - least) * ratio - log_aspect
-    width, height = (((log_area + sign * log_ratio) / 2).exp().clamp(max=1) for sign in (1, -1))
-    return left * (1 - width), top * (1 - height), width, height
 
 
 def resized_crop(

@@ -1,7 +1,6 @@
 """From the files of images to uint8 tensors of the processor's size."""
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,11 @@ from transformers.image_processing_backends import PilBackend
 
 from ..utils.console import is_terminal
 from ..utils.errors import UserError
-from .augmentation import crop_boxes
+from .cropping import WHOLE, in_pixels, least_size, output_size, random_box
 from .pixels import (
     MAX_IMAGE_PIXELS,
-    Box,
     broken_images_are_named,
-    load_image,
     open_image,
-    output_size,
     read_pixels,
     resize_to_tensor,
     upright_size,
@@ -61,38 +57,13 @@ class ImageDecoder:
         """
         if source is None or (source.get("bytes") is None and source.get("path") is None):
             raise UserError(f"there is no image {where}")
-        channels, limit = self.shape[0], self.max_image_pixels
-        if self.crop is None and not self.draft:
-            return resize_to_tensor(load_image(source, channels, where, limit), self.processor)
+        channels, height, width = self.shape
         with broken_images_are_named(source.get("path") or where):
-            image = open_image(source, limit)
-            size = upright_size(image)
-            part = self._part(size[0] / size[1], key)
-            image = read_pixels(image, channels, limit, self._least_size(size, part))
-            return resize_to_tensor(image, self.processor, part and _in_pixels(part, image.size))
-
-    def _part(self, aspect: float, key: Sequence[int]) -> Box | None:
-        """The random crop of an image of this width over height, in shares of the image."""
-        if self.crop is None:
-            return None
-        area, ratio, x, y = torch.from_numpy(np.random.default_rng(key).random((4, 1)))
-        _, height, width = self.shape
-        boxes = crop_boxes(area, ratio, x, y, self.crop, aspect * height / width)
-        left, top, wide, high = (share.item() for share in boxes)
-        return left, top, left + wide, top + high
-
-    def _least_size(self, size: tuple[int, int], part: Box | None) -> tuple[int, int] | None:
-        """Width and height at which an image of this size is large enough for the part that is cut from it."""
-        if not self.draft:
-            return None
-        left, top, right, bottom = part or (0, 0, 1, 1)
-        _, height, width = self.shape
-        return math.ceil(width / (right - left)), math.ceil(height / (bottom - top))
-
-
-def _in_pixels(part: Box, size: tuple[int, int]) -> Box:
-    left, top, right, bottom = (share * side for share, side in zip(part, size * 2, strict=True))
-    return left, top, min(right, size[0]), min(bottom, size[1])
+            image = open_image(source, self.max_image_pixels)
+            part = self.crop and random_box(key, self.crop, upright_size(image), (width, height))
+            enough = least_size(part or WHOLE, (width, height)) if self.draft else None
+            image = read_pixels(image, channels, self.max_image_pixels, enough)
+            return resize_to_tensor(image, self.processor, part and in_pixels(part, image.size))
 
 
 class Decoder(Dataset):

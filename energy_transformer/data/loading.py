@@ -9,7 +9,7 @@ import torch
 from datasets.data_files import DataFilesList
 from huggingface_hub import DatasetCard
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .columns import Split, as_image_column
 from .demo import load_demo_dataset
 from .holding_out import hold_out
@@ -152,7 +152,9 @@ def _open_local(
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         if isinstance(error, UserError) and str(error).startswith(option):
             raise
-        raise UserError(f"{option}: no images could be read from {location}: {_reason(error)}") from error
+        raise UserError(
+            f"{option}: no images could be read from {location}: {first_line(error.__cause__ or error)}"
+        ) from error
 
 
 def _declares_files(folder: Path) -> bool:
@@ -185,13 +187,9 @@ def _open_named(name: str, config_name: str | None, streaming: bool) -> dict[str
     try:
         return dict(datasets.load_dataset(name, config_name, streaming=streaming))
     except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
-        raise UserError(f"dataset_name {name!r}: {_reason(error)}") from error
+        raise UserError(f"dataset_name {name!r}: {first_line(error.__cause__ or error)}") from error
     except OSError as error:  # as are ConnectionError and the Hub's own errors
         raise UserError(
             f"the Hub cannot be reached for the dataset {name!r}: pass a local copy with --train_dir FOLDER "
             "(images or parquet files), or --dataset_name demo for the embedded photographs"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]

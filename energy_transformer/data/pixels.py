@@ -11,7 +11,8 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
+from .cropping import Box, output_size, processors_box
 
 MAX_IMAGE_PIXELS = 2**30 // 4 // 3  # the size from which Pillow warns: 256 MiB of red, green and blue
 BACKGROUND = (255, 255, 255)  # what a transparent image is laid on: white, as viewers do
@@ -24,8 +25,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the number that EXIF writes
-
-Box = tuple[float, float, float, float]  # left, top, right and bottom
 
 
 def normalize(images: torch.Tensor, processor: PilBackend) -> torch.Tensor:
@@ -57,7 +56,7 @@ def broken_images_are_named(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:  # its message shows an address in memory
         raise UserError(f"cannot read the image {name}: it is of no format that Pillow knows") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read the image {name}: {reason}") from error
 
 
@@ -153,12 +152,6 @@ def with_bytes(source: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"path": source["path"], "bytes": file.read()}
 
 
-def output_size(processor: PilBackend) -> tuple[int, int]:
-    """Height and width of what a processor makes of an image."""
-    size = processor.crop_size if processor.do_center_crop else processor.size
-    return size["height"], size["width"]
-
-
 def resize_to_tensor(image: Image.Image, processor: PilBackend, box: Box | None = None) -> torch.Tensor:
     """A PIL image to uint8 (C, H, W) of the processor's size, without rescaling and normalizing.
 
@@ -170,8 +163,8 @@ def resize_to_tensor(image: Image.Image, processor: PilBackend, box: Box | None 
     height, width = output_size(processor)
     if box is None and image.size == (width, height):
         return _to_tensor(image)
-    box = box or _processors_box(image, processor)
-    if box is not None:
+    box = box or processors_box(image.size, processor)
+    if box is not None:  # this part alone is resized, which is faster than the processor, to within a gray level
         return _to_tensor(image.resize((width, height), processor.resample, box))
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -184,26 +177,3 @@ def resize_to_tensor(image: Image.Image, processor: PilBackend, box: Box | None 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
     array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def _processors_box(image: Image.Image, processor: PilBackend) -> Box | None:
-    """The part of the image that the processor resizes and takes, in pixels of the image; None where it does
-    something else. To resize this part alone is what makes it faster than the processor, to within a gray level."""
-    if not processor.do_resize:
-        return None
-    if not processor.do_center_crop:
-        return 0, 0, image.width, image.height
-    height, width = output_size(processor)
-    size = processor.size
-    if size.get("shortest_edge") and not size.get("longest_edge"):
-        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(image.size) / min(image.size))
-        resized = (short, long) if image.width <= image.height else (long, short)
-    elif size.get("width") and size.get("height"):
-        resized = size["width"], size["height"]
-    else:
-        return None
-    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
-    if left < 0 or top < 0:
-        return None
-    x, y = image.width / resized[0], image.height / resized[1]
-    return left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height)

@@ -1,9 +1,8 @@
-"""Images of a dataset that is read front to back: divided over processes and workers, shuffled, resumable to the image.
+"""Images of a dataset that is read front to back: divided over processes and workers, shuffled, resumable to the image,
+also by another number of them.
 
-A *reader* is one worker of one process. Each epoch is a permutation of the shards (of a parquet file its row groups,
-where there are fewer files than readers), dealt out to the readers, so that a shard is read by one reader in each
-epoch, and by another one in the next; a reader with fewer rows is in the next epoch sooner. Where there are fewer
-shards than processes, several read the same one, and each keeps its share of the rows.
+A *reader* is one worker of one process. [`division`] says what each of them reads in each epoch; one with fewer rows is
+in the next epoch sooner.
 
 A reader shuffles rows chunk by chunk: while the images of one chunk are used, the next is read. Its place is therefore
 a few numbers. The shuffle buffer of `datasets` is not used, because its content is lost when a stream is resumed, and
@@ -11,8 +10,9 @@ neither its division over processes, by which each reads all rows where their nu
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -24,9 +24,10 @@ from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.image_processing_backends import PilBackend
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.interruption import leave_signals_to_parent
 from .decoding import ImageDecoder
+from .division import Division, Piece, Place
 from .images import NAMED, OnBrokenImage
 from .labels import Labels
 from .pixels import MAX_IMAGE_PIXELS, with_bytes
@@ -34,16 +35,6 @@ from .pixels import MAX_IMAGE_PIXELS, with_bytes
 logger = logging.getLogger(__name__)
 _ROWS = 32  # read at a time
 _EMPTY_EPOCHS = 100  # in which a reader finds nothing before it gives up
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a reader stands: the first row of the chunk that it is in, and how many of the chunk it has used."""
-
-    epoch: int = 0
-    shard: int = 0  # of those that the reader has in this epoch
-    row: int = 0
-    used: int = 0
 
 
 class ImageStream(IterableDataset):
@@ -64,6 +55,7 @@ class ImageStream(IterableDataset):
         process, num_processes: which part of the stream is read.
         max_image_pixels: an image of more is broken.
         crop, draft: see [`decoding.ImageDecoder`].
+        by_group: whether row groups are divided where there are fewer files than readers.
 
     Raises:
         UserError: for a broken image, if `on_broken_image` is "error"; when the stream cannot be read, or a reader
@@ -85,6 +77,7 @@ class ImageStream(IterableDataset):
         max_image_pixels: int = MAX_IMAGE_PIXELS,
         crop: tuple[float, float] | None = None,
         draft: bool = False,
+        by_group: bool = True,
     ):
         self.labels = label_column if isinstance(label_column, Labels) else None
         column = label_column.column if isinstance(label_column, Labels) else label_column
@@ -97,7 +90,8 @@ class ImageStream(IterableDataset):
         self.seed = seed
         self.on_broken_image = on_broken_image
         self.process, self.num_processes = process, num_processes
-        self.parts = 1  # readers of the same shard, each of which keeps its share of the rows
+        self.by_group = by_group
+        self.division = Division(seed, self.stream.num_shards, False, 1, 1)
         self.places = [Place()]  # where each worker of this process begins
         self.first_worker = 0  # the one that makes the first batch
         self.num_broken = 0
@@ -107,12 +101,12 @@ class ImageStream(IterableDataset):
         info = get_worker_info()
         number, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         worker = (number + self.first_worker) % num_workers
-        reader, num_readers = self.process * num_workers + worker, self.num_processes * num_workers
+        reader = self.process * num_workers + worker
         images, labels, broken = [], [], []
         last_good = self.places[worker].epoch
-        for place, row in self._shuffled(self.places[worker], reader, num_readers):
+        for place, row in self._shuffled(self.places[worker], reader):
             try:
-                key = (self.seed, reader, *vars(place).values())
+                key = (self.seed, place.epoch, *place.used[-1])
                 images.append(self._decode(row[self.image_column], f"in epoch {place.epoch}", key))
             except UserError as error:
                 if self.on_broken_image == "error":
@@ -134,18 +128,30 @@ class ImageStream(IterableDataset):
     def divide(self, num_workers: int) -> int:
         """Let so many workers of each process read (0: the process itself), or fewer, so that none reads rows that it
         does not use: returns how many. What is read in vain nevertheless is told in one line."""
-        per_process = max(num_workers, 1)
-        if self.stream.num_shards < self.num_processes * per_process and hasattr(self.stream, "reshard"):
-            self.stream = self.stream.reshard()
-        shards = self.stream.num_shards
+        per_process, shards, is_group = max(num_workers, 1), self.stream.num_shards, False
+        if shards < self.num_processes * per_process and self._groups.num_shards > shards:
+            shards, is_group = self._groups.num_shards, True
         most = max(shards // self.num_processes, 1)
-        self.parts = -(-self.num_processes // shards)
+        parts = -(-self.num_processes // shards)
         if per_process > most:
             self._tell(f"{shards} shards are for {most} reading workers of a process, not dataloader_num_workers")
-            num_workers = most
-        if self.parts > 1:
-            self._tell(f"{shards} shards for {self.num_processes} processes: each row is read {self.parts} times")
+            num_workers = per_process = most
+        if parts > 1:
+            self._tell(f"{shards} shards for {self.num_processes} processes: each row is read {parts} times")
+        self.division = Division(self.seed, shards, is_group, parts, self.num_processes * per_process)
         return num_workers
+
+    @cached_property
+    def _groups(self) -> datasets.IterableDataset:
+        """The stream, of which each row group is a shard where its format has them."""
+        return self.stream.reshard() if self.by_group and hasattr(self.stream, "reshard") else self.stream
+
+    def begin(self, division: Division, places: list[Place], first_worker: int) -> None:
+        """Let the next iteration begin at these places of this process's workers, with a batch of the `first_worker`
+        of them."""
+        self.division, self.places, self.first_worker = division, places, first_worker
+        if any(piece.is_group for pieces in division.left.values() for piece in pieces):
+            _ = self._groups  # found once, not by each worker
 
     def _tell(self, what: str) -> None:
         if self.process == 0:
@@ -163,46 +169,48 @@ class ImageStream(IterableDataset):
         self.num_broken += count
         self.reasons = [*self.reasons, *reasons][:NAMED]
 
-    def _shuffled(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
+    def _shuffled(self, place: Place, reader: int) -> Iterator[tuple[Place, dict[str, Any]]]:
         """The reader's rows in their shuffled order, each with the place after it."""
         empty = 0
         while True:
-            rows = self._rows(place, reader, num_readers)
+            rows = self._rows(place, reader)
             chunk = list(islice(rows, self.buffer_size))
             empty = 0 if chunk else empty + 1
             if empty > _EMPTY_EPOCHS:
-                raise UserError(f"streaming: there is no image for reader {reader + 1} of {num_readers}")
+                raise UserError(f"streaming: there is no image for reader {reader + 1} of {self.division.num_readers}")
             while chunk:
-                first = chunk[0][0]
-                generator = np.random.default_rng((self.seed, reader, first.epoch, first.shard, first.row))
-                shuffled = [chunk[number][1] for number in reversed(generator.permutation(len(chunk)))]
-                del shuffled[len(shuffled) - place.used :]
+                first = replace(chunk[0][0], used=())
+                generator = np.random.default_rng((self.seed, reader, first.epoch, first.piece, first.row))
+                shuffled = [chunk[number] for number in reversed(generator.permutation(len(chunk)))]
+                del shuffled[len(shuffled) - len(place.used) :]
                 following: list = []
                 chunk.clear()  # the rows in use and those read ahead are together no more than the buffer
                 while shuffled:
                     following.extend(islice(rows, 1))
-                    place = replace(first, used=place.used + 1)
-                    yield place, shuffled.pop()
+                    own, row = shuffled.pop()
+                    place = replace(first, used=place.used + own.used)
+                    yield place, row
                 following.extend(islice(rows, self.buffer_size - len(following)))
-                chunk, place = following, replace(place, used=0)
+                chunk, place = following, replace(place, used=())
             place = Place(place.epoch + 1)
 
-    def _rows(self, place: Place, reader: int, num_readers: int) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """The reader's rows from a place to the end of its epoch, each with its own place."""
-        pieces = np.random.default_rng((self.seed, place.epoch)).permutation(self.stream.num_shards * self.parts)
-        own = pieces[reader::num_readers].tolist()
+    def _rows(self, place: Place, reader: int) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """The reader's rows from a place to the end of its epoch, each with its own place, in which it is `used`."""
+        pieces = self.division.pieces(place.epoch, reader)
         first_row = place.row
-        for number in range(place.shard, len(own)):
-            shard, part = divmod(own[number], self.parts)
-            for row, example in self._read_shard(shard, first_row):
-                if row % self.parts == part:
-                    yield Place(place.epoch, number, row), example
+        for number in range(place.piece, len(pieces)):
+            piece = pieces[number]
+            used = {*piece.used}
+            for row, example in self._read(piece, max(piece.first, first_row)):
+                if row % piece.parts == piece.part and row not in used:
+                    yield Place(place.epoch, number, row, ((piece.shard, row),)), example
             first_row = 0
 
-    def _read_shard(self, shard: int, first_row: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _read(self, piece: Piece, first_row: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows of a shard from `first_row` on, with their numbers. (Iterating a `datasets.IterableDataset` by
         batches does not divide it over the workers once more.)"""
-        rows = self.stream.shard(num_shards=self.stream.num_shards, index=shard)
+        stream = self._groups if piece.is_group else self.stream
+        rows = stream.shard(num_shards=stream.num_shards, index=piece.shard)
         try:
             number = first_row
             for batch in rows.skip(first_row).iter(batch_size=_ROWS):
@@ -212,8 +220,8 @@ class ImageStream(IterableDataset):
                     yield number, {**row, self.image_column: with_bytes(row[self.image_column])}
                     number += 1
         except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"streaming: shard {shard} cannot be read beyond row {number}: {reason}") from error
+            reason = first_line(error)
+            raise UserError(f"streaming: shard {piece.shard} cannot be read beyond row {number}: {reason}") from error
 
 
 class StreamLoader:
@@ -230,23 +238,22 @@ class StreamLoader:
     def __init__(self, images: ImageStream, num_workers: int = 0, device: torch.device | str = "cpu"):
         self.images, self.device = images, torch.device(device)
         self.num_workers = images.divide(num_workers)
+        self._division = images.division
         self._places = [Place()] * max(self.num_workers, 1)
-        self._batches = 0
+        self._worker = 0  # that makes the next batch
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        num_readers = len(self._places)
-        self.images.places, self.images.first_worker = list(self._places), self._batches % num_readers
-        pin_memory = self.device.type == "cuda"
+        self.images.begin(self._division, list(self._places), self._worker)
         loader = DataLoader(
             self.images,
             batch_size=None,
             num_workers=self.num_workers,
             worker_init_fn=leave_signals_to_parent,
-            pin_memory=pin_memory,
+            pin_memory=self.device.type == "cuda",
         )
         for batch, place, broken in loader:
-            self._places[self._batches % num_readers] = place
-            self._batches += 1
+            self._places[self._worker] = place
+            self._worker = (self._worker + 1) % len(self._places)
             self.images.add_broken(len(broken), broken)
             yield send_to_device(batch, self.device, non_blocking=True)
 
@@ -260,25 +267,25 @@ class StreamLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch that was yielded, however far the workers have read ahead."""
         return {
-            "batches": self._batches,
+            "worker": self._worker,
             "places": [vars(place).copy() for place in self._places],
-            "num_processes": self.images.num_processes,
+            "division": self._division.state_dict(min(place.epoch for place in self._places)),
             "broken": list(self.images.broken_images()),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there when iterated next.
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continue from there when iterated next: in the very order by as many readers, otherwise with the rows of
+        the epoch that were not used.
 
-        Raises:
-            UserError: when it is of another number of processes or workers, which would read other shards.
+        Args:
+            states: those of all processes that saved, in their order.
         """
-        given = (self.images.num_processes, len(self._places))
-        saved = (state["num_processes"], len(state["places"]))
-        if given != saved:
-            raise UserError(
-                f"streaming: saved with {saved[0]} process(es) of {saved[1]} reading worker(s), got {given[0]} of "
-                f"{given[1]}: a stream goes on with the same number of processes and dataloader_num_workers alone"
-            )
-        self._batches = state["batches"]
-        self._places = [Place(**place) for place in state["places"]]
-        self.images.num_broken, self.images.reasons = state["broken"]
+        process, per_process = self.images.process, len(self._places)
+        old = Division.restored([state["division"] for state in states])
+        saved = [Place.restored(**place) for state in states for place in state["places"]]
+        self._division, places = self._division.continued(old, saved)
+        self._places = places[process * per_process : (process + 1) * per_process]
+        self._worker = states[min(process, len(states) - 1)]["worker"] % per_process
+        self.images.num_broken, self.images.reasons = 0, []
+        for state in states[process :: self.images.num_processes]:
+            self.images.add_broken(*state["broken"])

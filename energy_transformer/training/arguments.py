@@ -106,8 +106,8 @@ class CommonArguments:
     gradient_accumulation_steps: int = _steps(1, "The batches that each process takes for one optimizer step.")
     global_batch_size: int | None = _steps(
         None,
-        "The images of a step of all processes, however many there are. Batches are then as large as "
-        "per_device_train_batch_size allows.",
+        "The images of a step of all processes, however many there are, so that another number of them can resume. "
+        "Batches are then as large as per_device_train_batch_size allows.",
     )
     num_train_epochs: float = _steps(
         10.0, "Pass this often over the training images. On the command line it beats the max_train_steps of a recipe."

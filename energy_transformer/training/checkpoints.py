@@ -6,7 +6,6 @@ and moved into place. All processes must see the same output folder.
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import uuid
@@ -22,10 +21,10 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from ..utils.errors import ToldElsewhereError, UserError
+from ..utils.errors import ToldElsewhereError, UserError, first_line
 from ..utils.files import SAVING, digest, write_json
 from .agreement import appears, main_decides
-from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states
+from .saved_states import FORMAT, MANIFEST, PROCESS_FILE, SavedState, saved_states, sealed
 from .state_files import StateFiles, layout_of
 
 logger = get_logger(__name__)
@@ -133,7 +132,7 @@ class Checkpoints:
                 if path.is_file()
             },
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(sealed(manifest))
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         final = self.output_dir / f"checkpoint-{step}"
@@ -183,8 +182,7 @@ class Checkpoints:
     def load(self, state: SavedState) -> int:
         """Restore a state; returns the optimizer steps it had done.
 
-        The number of processes may be another, if the images of a step are as many and the loader can take its place
-        up.
+        The number of processes may be another, if the images of a step are as many.
 
         Raises:
             UserError: when it is of a run with other data, another model, seed or batch.
@@ -200,9 +198,8 @@ class Checkpoints:
                 f"resume_from_checkpoint: {state.folder} is {state.layout}, which this launch file does not take up: "
                 f"it writes {own_layout} states"
             )
-        process = min(self.accelerator.process_index, state.num_processes - 1)
-        content = self._everywhere(state, lambda: self.files.read(state.folder, state.layout, process))
-        self._everywhere(state, lambda: self.files.take_up(state.folder, state.layout, content))
+        content = self._everywhere(state, lambda: self.files.read(state))
+        self._everywhere(state, lambda: self.files.take_up(state, content))
         self.accelerator.step = 0  # of the accumulation, which is complete whenever a state is saved
         return state.step
 
@@ -212,7 +209,7 @@ class Checkpoints:
         try:
             result = part()
         except _READ_FAILURES as error:
-            cause, failure = error, (str(error).strip() or type(error).__name__).splitlines()[0]
+            cause, failure = error, first_line(error)
         failures = [each for each in gather_object([failure]) if each]
         if failures:
             kind = UserError if failure else ToldElsewhereError
@@ -227,7 +224,7 @@ def _write_failure(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, RuntimeError) and not any(part in str(error) for part in _WRITE_FAILURES):
         raise error
-    return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _sync(path: Path) -> None:

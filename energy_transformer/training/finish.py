@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 
 from ..data import broken_images_report
 from ..hub.cards import write_card
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import write_json
 from ..utils.interruption import interruption
 from .agreement import main_decides
 from .hardware import device_name
 from .loop import TrainingLoop
 from .records import public_options
-from .saved_states import SavedState, newest_state
+from .saved_states import first_whole, newest_state
 from .signal_poll import SignalPoll
 
 logger = get_logger(__name__)
@@ -111,22 +111,13 @@ class Training(TrainingLoop):
 
     def _load_best(self) -> None:
         """The best of the saved states that are whole; the model stays as it is where none is."""
-        best = main_decides(self.accelerator, self._find_best)
+        told = "load_best_model_at_end: "
+        best = main_decides(self.accelerator, lambda: first_whole(self.checkpoints.ranked(), told))
         if best is None:
-            logger.warning("load_best_model_at_end: there is no saved state with a held-out figure, the last is kept")
+            logger.warning(f"{told}there is no saved state with a held-out figure, the last is kept")
         else:
             logger.info(f"the best state is {best.folder.name}")
             self.checkpoints.load(best)
-
-    def _find_best(self) -> SavedState | None:
-        for state in self.checkpoints.ranked():
-            try:
-                state.verify()
-            except UserError as error:
-                logger.warning(f"load_best_model_at_end: passed over: {error}")
-            else:
-                return state
-        return None
 
     def _report_broken_images(self) -> int:
         """Of training, on all processes; tells those that were found as images were read."""
@@ -141,7 +132,7 @@ class Training(TrainingLoop):
             self._save_model(model)
             self._save_results(model, results)
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"output_dir {self.folder}: the model could not be written: {reason}") from error
 
     def _save_results(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:

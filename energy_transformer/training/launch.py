@@ -1,19 +1,31 @@
-"""Whether a run can be launched as it is."""
+"""Whether a run can be launched as it is, and what FSDP2 needs beside a launch file."""
 
 import os
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from ..utils.errors import UserError
 from .arguments import CommonArguments
 from .recipes import find_launch_file
-from .sharding import is_sharded
 from .state_files import layout_of
 
 logger = get_logger(__name__)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def shard_on_cpu(accelerator: Accelerator) -> None:
+    """Turn on the FSDP2 of a launch file on the CPU too, where Accelerate would silently take DDP in its place."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        for state in (PartialState(), accelerator.state):
+            state.distributed_type = DistributedType.FSDP
 
 
 def _several_processes_were_asked_for() -> bool:
@@ -34,7 +46,6 @@ def check_launch(accelerator: Accelerator, args: CommonArguments) -> None:
             "`accelerate launch --cpu` starts one process, however many are asked for: "
             f"for more, see {find_launch_file('multi_cpu')}"
         )
-
     if args.tf32 and accelerator.device.type != "cuda":
         raise UserError("tf32 needs an NVIDIA GPU")
     if is_sharded(accelerator) and (args.ema_decay or args.sample_steps):

@@ -1,6 +1,6 @@
 """Where a run's batches come from. Images are uint8 until they are on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import datasets
@@ -26,8 +26,8 @@ class TrainLoader(Protocol):
     """What the loop asks of a source of training batches.
 
     Iterating yields this process's batches on its device, epoch after epoch without an end, from the position that
-    `state_dict` tells and `load_state_dict` sets: {"image": uint8 (B, C, H, W), "index": (B,)} and "label" (B,)
-    where there are labels. All processes and accumulated batches of a step together form its effective batch.
+    `state_dict` tells and `load_state_dict` sets: {"image": uint8 (B, C, H, W)} and "label" (B,) where there are
+    labels. All processes and accumulated batches of a step together form its effective batch.
     """
 
     @property
@@ -41,7 +41,8 @@ class TrainLoader(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from the position of all processes that saved, however many there are now."""
 
     def gather_broken_images(self) -> None:
         """Let `images.broken_images()` tell what all processes have found; called by all of them."""
@@ -75,9 +76,9 @@ class MapTrainLoader:
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._batches // self.sampler.batches_per_step}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.step = state["step"]
-        self._batches = state["step"] * self.sampler.batches_per_step
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        self.sampler.step = states[0]["step"]
+        self._batches = self.sampler.step * self.sampler.batches_per_step
 
 
 def share_broken_images(images: ImageTensors) -> None:
@@ -172,6 +173,7 @@ def image_tensors(
             buffer_size=args.shuffle_buffer_size,
             process=state.process_index,
             num_processes=state.num_processes,
+            by_group=args.max_train_samples is None,  # which are the first of each file
             **training,
             **options,
         )

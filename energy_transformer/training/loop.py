@@ -22,12 +22,12 @@ from ..data import batch_slice, broken_images_report
 from ..utils.console import Progress, without_model_bars
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
+from .launch import is_sharded
 from .loaders import Batch
 from .monitoring import track
 from .resumption import resuming
 from .saved_states import newest_state
 from .setup import TrainingSetup
-from .sharding import is_sharded
 from .signal_poll import SignalPoll
 
 logger = get_logger(__name__)

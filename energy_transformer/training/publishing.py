@@ -70,7 +70,6 @@ class Publisher:
     def __init__(self, args: CommonArguments):
         self.folder = Path(args.output_dir)
         self.with_state = args.hub_strategy == "checkpoint"
-        self.during_training = args.hub_strategy != "end"
         self.private = args.hub_private_repo or None
         name = args.hub_model_id or self.folder.resolve().name
         require_token(None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.suggestions import did_you_mean
 
 _CLASSIFICATION = "_classification"
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"--config {path} is not valid YAML: {error.problem}{line}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--config {path} is not valid YAML: {first_line(error)}") from error
     if not isinstance(options, dict):
         raise UserError(f"--config {path} must hold options as 'name: value'")
     return options

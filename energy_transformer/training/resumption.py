@@ -4,6 +4,7 @@ Each state records the options that it was made with. A run that goes on from it
 what the steps do: otherwise the card would tell of options that no step has had.
 """
 
+import contextlib
 import json
 import math
 import shlex
@@ -19,7 +20,7 @@ from ..utils.files import LOCAL_PATH, write_json
 from .arguments import CommonArguments
 from .publishing import pull_state
 from .records import PATHS, PATHS_OR_NAMES, is_local_path, public_options
-from .saved_states import SavedState, newest_state
+from .saved_states import SavedState, holds_run, newest_state
 
 PATHS_FILE = "paths.json"  # in the output folder, and never pushed
 _NEVER_SAVED = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "override_saved_options", "trust_state")
@@ -107,31 +108,24 @@ def check_options(args: CommonArguments, config: EnergyTransformerConfig, folder
     raise UserError(f"resume_from_checkpoint: {folder} was saved with other options: {told} ({way})")
 
 
-def require_steps(total_steps: int, done: int) -> None:
-    """Raises:
-    UserError: when more steps are done already.
-    """
-    if done > total_steps:
-        raise UserError(
-            f"resume_from_checkpoint: {done} steps are done already, and the run is to have {total_steps}: give at "
-            "least as many max_train_steps, or another output_dir for a shorter run"
-        )
-
-
 def finished_results(args: CommonArguments, state: SavedState, total_steps: int) -> dict[str, Any] | None:
     """What stands in `all_results.json` of the output folder, if the run of `state` has ended there already.
 
     Raises:
         UserError: when it has gone on for more steps than it is to have now.
     """
-    folder = Path(args.output_dir)
-    try:
-        results = json.loads((folder / "all_results.json").read_text())
-        done = results["train_steps"] if args.resume_from_checkpoint == "latest" else state.step
-        require_steps(total_steps, done)
-        is_finished = done == total_steps == results["train_steps"] and (folder / "model.safetensors").is_file()
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
-        return None
+    folder, results, ended = Path(args.output_dir), {}, 0
+    if holds_run(folder, state.run_id):
+        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+            results = json.loads((folder / "all_results.json").read_text())
+            ended = int(results["train_steps"])
+    done = max(state.step, ended if args.resume_from_checkpoint == "latest" else 0)
+    if done > total_steps:
+        raise UserError(
+            f"resume_from_checkpoint: {done} steps are done already, and the run is to have {total_steps}: give at "
+            "least as many max_train_steps, or another output_dir for a shorter run"
+        )
+    is_finished = done == total_steps == ended and (folder / "model.safetensors").is_file()
     return {name: math.nan if value is None else value for name, value in results.items()} if is_finished else None
 
 

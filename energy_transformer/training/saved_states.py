@@ -1,10 +1,12 @@
 """Saved states of a run: `checkpoint-STEP` folders, found, verified and ranked.
 
-A state is a manifest with the size and SHA-256 of each file, and the files of [`state_files`]. The manifest comes from
-the same hand as they do: it finds damage, not malice. Nothing here runs what a state holds.
+A state is a manifest with the size and SHA-256 of each file and a SHA-256 of its own, and the files of [`state_files`].
+The manifest comes from the same hand as they do: it finds damage, not malice. Nothing here runs what a state holds.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -22,7 +24,7 @@ MANIFEST = "manifest.json"
 PROCESS_FILE = "process_{}.json"
 OPTIONS_FILE = "options.json"
 _KINDS_OF_OPTIONS = {"task": str, "options": dict, "model": dict, "overridden": list}
-FORMAT = 2  # states without a number are the first, which held pickles
+FORMAT = 3  # states without a number are the first, which held pickles
 Layout = Literal["whole", "sharded", "deepspeed"]
 _FORMATS = {"sharded": "FSDP's sharded format", "deepspeed": "DeepSpeed's own format"}
 
@@ -66,20 +68,24 @@ class SavedState:
         UserError: when there is no manifest, it is damaged, or it is of an earlier version.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            text = (folder / MANIFEST).read_text()
+            manifest = json.loads(text)
+            if "sha256" in manifest and text != sealed(manifest):
+                raise UserError(f"{folder} is damaged: {MANIFEST} has other bytes than were written")
             version = manifest.pop("format", 1)
             if version != FORMAT:
                 raise OldStateError(
                     f"{folder} was saved in format {version}, and this version of energy-transformer reads format "
                     f"{FORMAT} alone: the first held pickles, which can run code; go on with the version that saved it"
                 )
+            manifest.pop("sha256")
             state = cls(folder, **manifest)
             state._check()
         except FileNotFoundError as error:
             raise UserError(
                 f"{folder} is not a saved state (a folder checkpoint-STEP): it has no {MANIFEST}"
             ) from error
-        except OldStateError:
+        except UserError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise UserError(f"{folder} is damaged: {MANIFEST} cannot be read") from error
@@ -143,6 +149,13 @@ class SavedState:
             )
 
 
+def sealed(manifest: dict[str, Any]) -> str:
+    """The text of a manifest, with a checksum of all the rest of it."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": checksum}, indent=1)
+
+
 def state_folders(output_dir: Path) -> list[Path]:
     return [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
 
@@ -157,6 +170,18 @@ def saved_states(output_dir: Path, warn: bool = False) -> list[SavedState]:
             if warn:
                 logger.warning(f"passed over: {error}")
     return sorted(states, key=lambda state: state.written)
+
+
+def first_whole(states: Iterable[SavedState], told: str = "") -> SavedState | None:
+    """The first that has the bytes that were written; a warning that begins with `told` names each before it."""
+    for state in states:
+        try:
+            state.verify()
+        except UserError as error:
+            logger.warning(f"{told}passed over: {error}")
+        else:
+            return state
+    return None
 
 
 def newest_state(output_dir: Path) -> Path | None:
@@ -192,14 +217,10 @@ def find_state(output_dir: Path, resume_from_checkpoint: str | None, trust_state
 
 
 def _latest_state(output_dir: Path, trust_state: bool) -> SavedState | None:
-    for state in reversed(saved_states(output_dir, warn=True)):
+    state = first_whole(reversed(saved_states(output_dir, warn=True)))
+    if state:
         state.require_trust(trust_state)
-        try:
-            state.verify()
-        except UserError as error:
-            logger.warning(f"passed over: {error}")
-        else:
-            return state
+        return state
     damaged = sorted(state_folders(output_dir))
     for folder in damaged:
         try:

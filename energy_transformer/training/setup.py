@@ -11,48 +11,29 @@ from typing import Any, ClassVar
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..data import Augmentation, load_image_datasets
+from ..data import Augmentation
 from ..data.image_processing import build_image_processor
 from ..data.labels import Labels
 from ..data.sampling import divide_step
 from ..utils.errors import UserError
-from .agreement import (
-    fingerprint,
-    images_fingerprint,
-    main_decides,
-    require_agreement,
-    require_shared_folder,
-)
+from .agreement import fingerprint, images_fingerprint, main_decides, require_agreement, require_shared_folder
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints
-from .launch import check_launch
-from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors
+from .launch import check_launch, shard_on_cpu
+from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors, load_splits
 from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
 from .output_folder import RunLock, check_output_dir, continues_in, prepare_output_dir
 from .publishing import Publisher, take_token
-from .resumption import (
-    check_options,
-    command_of,
-    finished_results,
-    keep_paths,
-    last_loss,
-    options_of,
-    record_of,
-    require_steps,
-)
+from .resumption import check_options, command_of, finished_results, keep_paths, last_loss, options_of, record_of
 from .saved_states import SavedState, choose_state
-from .sharding import shard_on_cpu
 from .state_files import StateFiles
-
-logger = get_logger(__name__)
 
 
 class TrainingSetup(ABC):
@@ -79,69 +60,27 @@ class TrainingSetup(ABC):
     def _set_up(self, args: CommonArguments) -> None:
         take_token(args)
         self.args = args
+        self.folder = Path(args.output_dir)
         self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
         self.config = self.build_config()
-        self.folder = Path(args.output_dir)
-        self.accelerator = Accelerator(
-            cpu=args.cpu,
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            log_with=trackers(args),
-            project_dir=self.folder / "runs",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
-        )
-        shard_on_cpu(self.accelerator)
-        self._divide_step()
-        check_launch(self.accelerator, args)
-        apart = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
-        values = {f"value of {name}": value for name, value in asdict(args).items() if name not in apart}
-        require_agreement(self.accelerator, values)
-        main_decides(self.accelerator, lambda: self.lock.acquire(self.folder))
-        require_shared_folder(self.accelerator, self.folder)
-        state = choose_state(self.accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
-        main_decides(self.accelerator, lambda: check_output_dir(args, state))
-        saved = options_of(state) if state else None
-        if state and saved:
-            main_decides(self.accelerator, lambda: check_options(args, self.config, state.folder, saved))
-        self.record = record_of(args, self.config, saved, state.step if state else 0)
-        self.publisher: Publisher | None = None
-        if args.push_to_hub and self.accelerator.is_main_process:
-            self.publisher = Publisher(args)
+        self._start_processes()
+        state = self._choose_state()
+        self.publisher = Publisher(args) if args.push_to_hub and self.accelerator.is_main_process else None
         self._build_data()
         self.total_steps = self._count_steps()
         self.finished: dict[str, Any] | None = None  # the results of a run that had ended before
         if state:
-            self.finished = main_decides(self.accelerator, lambda: self._look_for_end(state))
+            self.finished = main_decides(self.accelerator, lambda: finished_results(args, state, self.total_steps))
         if self.finished:
             return
         self._check_best_is_measured()
         set_seed(args.seed)  # after the data, which draws numbers only where it is decoded for the first time
         self._build_model()
-        self.timer, self.grad_norm = StepTimer(self.accelerator.device), None
-        trained = (self.model, self.optimizer, self.schedule, self.average)
-        files = StateFiles(self.accelerator, *trained, self.train_loader, self.record)
-        self.checkpoints = Checkpoints(
-            self.accelerator,
-            self.folder,
-            files,
-            run={"images_per_step": self.images_per_step, "training images": self.training_images},
-            held_out=self.held_out,
-            resumed=state,
-            limit=args.checkpoints_total_limit,
-            minimize=self.minimize,
-        )
-        own = [{name: group[name] for name in ("weight_decay", "betas")} for group in self.optimizer.param_groups]
-        self.step = self.checkpoints.load(state) if state else 0
-        for group, options in zip(self.optimizer.param_groups, own, strict=True):  # which a sharded state replaces
-            group.update(options)
+        self._build_checkpoints(state)
+        self.step = self._take_up(state) if state else 0
         self.last_loss = last_loss(self.folder / LOG, self.step)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
-            keep_paths(args)
-            if state:
-                print(f"resumed at step {self.step} of {self.total_steps}: {command_of(args)}", flush=True)
-        self.accelerator.wait_for_everyone()
+        self.timer, self.grad_norm = StepTimer(self.accelerator.device), None
+        self._prepare_folder(state)
         start_trackers(self.accelerator, args, self.checkpoints.run_id, self.step)
 
     # What a task adds
@@ -153,16 +92,10 @@ class TrainingSetup(ABC):
     def load_datasets(self) -> tuple[datasets.DatasetDict, str, Labels | None]:
         """Splits `train` and `validation`, the column of images, and the labels or None; may complete `config`."""
         args = self.args
-        splits, image_column = load_image_datasets(
-            dataset_name=args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            image_column_name=args.image_column_name,
-            train_dir=args.train_dir,
-            validation_dir=args.validation_dir,
-            train_val_split=args.train_val_split,
+        splits, image_column = load_splits(
+            args,
             max_train_samples=args.max_train_samples,
             max_eval_samples=args.max_eval_samples,
-            seed=args.seed,
             streaming=args.streaming,
             label_column_name=self.label_column_name,
         )
@@ -208,13 +141,36 @@ class TrainingSetup(ABC):
         args = self.args
         return args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
 
-    def _look_for_end(self, state: SavedState) -> dict[str, Any] | None:
-        """The results of the run of `state`, where it has ended already."""
-        found = None
-        if continues_in(self.folder, state):
-            found = finished_results(self.args, state, self.total_steps)
-        require_steps(self.total_steps, state.step)
-        return found
+    def _start_processes(self) -> None:
+        """The accelerator; see that all processes are given the same, and that nobody else uses their folder."""
+        args = self.args
+        self.accelerator = Accelerator(
+            cpu=args.cpu,
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=trackers(args),
+            project_dir=self.folder / "runs",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
+        )
+        shard_on_cpu(self.accelerator)
+        self._divide_step()
+        check_launch(self.accelerator, args)
+        apart = ("dataloader_num_workers", "max_cached_bytes")  # what a machine may need for itself
+        values = {f"value of {name}": value for name, value in asdict(args).items() if name not in apart}
+        require_agreement(self.accelerator, values)
+        main_decides(self.accelerator, lambda: self.lock.acquire(self.folder))
+        require_shared_folder(self.accelerator, self.folder)
+
+    def _choose_state(self) -> SavedState | None:
+        """The state that the run goes on from, if any; `record` is what its own states will tell of its options."""
+        args, accelerator = self.args, self.accelerator
+        state = choose_state(accelerator, self.folder, args.resume_from_checkpoint, args.trust_state)
+        main_decides(accelerator, lambda: check_output_dir(args, state))
+        saved = options_of(state) if state else None
+        if state and saved:
+            main_decides(accelerator, lambda: check_options(args, self.config, state.folder, saved))
+        self.record = record_of(args, self.config, saved, state.step if state else 0)
+        return state
 
     def _divide_step(self) -> None:
         """Let the images of a step be those of `global_batch_size`, whatever the number of processes."""
@@ -268,6 +224,36 @@ class TrainingSetup(ABC):
             model.scalars_to_vectors()
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, args))
         self.schedule = build_schedule(self.optimizer, args, self.total_steps)
+
+    def _build_checkpoints(self, state: SavedState | None) -> None:
+        trained = (self.model, self.optimizer, self.schedule, self.average)
+        self.checkpoints = Checkpoints(
+            self.accelerator,
+            self.folder,
+            StateFiles(self.accelerator, *trained, self.train_loader, self.record),
+            run={"images_per_step": self.images_per_step, "training images": self.training_images},
+            held_out=self.held_out,
+            resumed=state,
+            limit=self.args.checkpoints_total_limit,
+            minimize=self.minimize,
+        )
+
+    def _take_up(self, state: SavedState) -> int:
+        """Go on from a state, with the decays and betas of this run, which a sharded state replaces; its step."""
+        own = [{name: group[name] for name in ("weight_decay", "betas")} for group in self.optimizer.param_groups]
+        step = self.checkpoints.load(state)
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(options)
+        return step
+
+    def _prepare_folder(self, state: SavedState | None) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            prepare_output_dir(self.folder, continues_in(self.folder, state), self.pictures)
+            keep_paths(self.args)
+            if state:
+                print(f"resumed at step {self.step} of {self.total_steps}: {command_of(self.args)}", flush=True)
+        self.accelerator.wait_for_everyone()
 
     def _count_steps(self) -> int:
         args, steps_per_epoch = self.args, self.train_loader.steps_per_epoch

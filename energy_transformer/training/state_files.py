@@ -35,7 +35,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from .loaders import TrainLoader
-from .saved_states import OPTIONS_FILE, PROCESS_FILE, Layout
+from .saved_states import OPTIONS_FILE, PROCESS_FILE, Layout, SavedState
 
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 _TRAINING = "training.json"
@@ -95,22 +95,28 @@ class StateFiles:
         own = {"loader": self.loader.state_dict(), "generators": _generators(self.accelerator.device)}
         _write(folder / PROCESS_FILE.format(self.accelerator.process_index), own)
 
-    def read(self, folder: Path, layout: Layout, process: int) -> dict[str, Any]:
+    def read(self, state: SavedState) -> dict[str, Any]:
         """What the files hold, of which nothing is taken up yet, so that no process is left alone with it where
-        another one cannot read; `process` is the one whose place and generators this process goes on with."""
-        names = [_MODEL, _OPTIMIZER] if layout == "whole" else []
+        another one cannot read."""
+        folder = state.folder
+        names = [_MODEL, _OPTIMIZER] if state.layout == "whole" else []
         if self.average is not None:
             names.append(_AVERAGE)
         return {
             "tensors": {name: load_file(folder / name) for name in names},
             "training": dict(json.loads((folder / _TRAINING).read_text())),
             "options": dict(json.loads((folder / OPTIONS_FILE).read_text())),
-            "own": dict(json.loads((folder / PROCESS_FILE.format(process)).read_text())),
+            "processes": [
+                dict(json.loads((folder / PROCESS_FILE.format(process)).read_text()))
+                for process in range(state.num_processes)
+            ],
         }
 
-    def take_up(self, folder: Path, layout: Layout, content: dict[str, Any]) -> None:
-        """Let the run be as it was when `content` was written."""
-        tensors, training, own = content["tensors"], content["training"], content["own"]
+    def take_up(self, state: SavedState, content: dict[str, Any]) -> None:
+        """Let the run be as it was when `content` was written. Of more processes than then, the last ones go on with
+        the generators of the last."""
+        folder, layout = state.folder, state.layout
+        tensors, training, processes = content["tensors"], content["training"], content["processes"]
         if self.accelerator.scaler and training["scaler"]:
             scaler = self.accelerator.scaler
             scaler.load_state_dict({name: float(training["scaler"][name]) for name in scaler.state_dict()})
@@ -126,7 +132,8 @@ class StateFiles:
         if self.average is not None:
             self.average.load_state_dict(tensors[_AVERAGE])
         self._take_up_schedule({name: int(training["schedule"][name]) for name in _SCHEDULE})
-        self.loader.load_state_dict(own["loader"])
+        self.loader.load_state_dict([each["loader"] for each in processes])
+        own = processes[min(self.accelerator.process_index, len(processes) - 1)]
         _set_generators(own["generators"], self.accelerator.device)
 
     @property
