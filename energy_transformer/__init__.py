@@ -21,6 +21,7 @@ from .energies import (
     EnergyTerm,
     SoftmaxModernHopfield,
     register_energy_term,
+    vjp,
 )
 from .energy_transformers import EnergyMHA, EnergyTransformer
 from .modeling_energy_transformer import (
@@ -29,7 +30,14 @@ from .modeling_energy_transformer import (
     EnergyTransformerModel,
     EnergyTransformerPreTrainedModel,
 )
-from .updates import Update
+from .outputs import (
+    EnergyParts,
+    EnergyTransformerImageClassifierOutput,
+    EnergyTransformerMaskedImageModelingOutput,
+    EnergyTransformerModelOutput,
+)
+from .updates import FlexibleUpdate, Update
+from .utils.errors import UserError
 
 __version__ = "0.1.0"
 
@@ -49,15 +57,22 @@ __all__ = [
     "EnergyContext",
     "EnergyLayerNorm",
     "EnergyMHA",
+    "EnergyParts",
     "EnergyTerm",
     "EnergyTransformer",
     "EnergyTransformerConfig",
     "EnergyTransformerForImageClassification",
     "EnergyTransformerForMaskedImageModeling",
+    "EnergyTransformerImageClassifierOutput",
+    "EnergyTransformerMaskedImageModelingOutput",
     "EnergyTransformerModel",
+    "EnergyTransformerModelOutput",
     "EnergyTransformerPreTrainedModel",
+    "FlexibleUpdate",
     "Record",
     "SoftmaxModernHopfield",
     "Update",
+    "UserError",
     "register_energy_term",
+    "vjp",
 ]
