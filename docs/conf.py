@@ -29,6 +29,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks hold their outputs, and a test executes them
 
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which say more
 napoleon_use_param = False  # one line may describe several arguments
@@ -37,6 +38,7 @@ default_role = "literal"
 html_math_renderer = "mathml"
 
 html_theme = "furo"
+pygments_dark_style = "monokai"  # furo's own underlines the names of modules as if they were links
 html_title = "energy-transformer"
 html_static_path = ["static"]
 html_css_files = ["site.css"]

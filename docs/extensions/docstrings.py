@@ -4,6 +4,8 @@ It knows what the docstrings of this package use: fenced code, formulas between 
 other objects, [`name`].
 """
 
+import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 
@@ -68,7 +70,28 @@ def _find(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes
     return content if node.get("refspecific") and node["reftype"] == "obj" else None
 
 
+def _sign(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple | None:
+    """Of a class the arguments of its own constructor, not those of a base class."""
+    if what != "class" or not signature:
+        return None
+    found = inspect.signature(obj.__init__ if "*args" in signature else obj)
+    own = [each for each in found.parameters.values() if each.name != "self"]
+    if dataclasses.is_dataclass(obj):
+        own = [each for each in own if each.name in obj.__annotations__]
+    plain = [each.replace(annotation=each.empty) for each in own]
+    return str(found.replace(parameters=plain, return_annotation=found.empty)), returns
+
+
+def _skip(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """The fields of named tuples, which the docstring of the class explains, and what transformers asks a class for."""
+    return True if type(obj).__name__ == "_tuplegetter" or name == "config_class" else None
+
+
 def setup(app: Sphinx) -> dict:
     app.connect("autodoc-process-docstring", _translate, priority=400)  # before napoleon's, which is 500
+    app.connect("autodoc-process-signature", _sign)
+    app.connect("autodoc-skip-member", _skip)
     app.connect("missing-reference", _find, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
