@@ -150,7 +150,8 @@ def _attention_backward(by_keys, by_queries, query, key, beta, *context):
     grad_bias = beta.new_zeros(0) if of_call.bias is None else _zeros(of_call.bias)
     for images, block, weights in _weights_by_block(query, key, beta, of_call):
         rows, keys = query[block], key[images]
-        grad_scores = at_least_float32(by_keys[block] @ keys.mT) + rows @ by_queries[images].mT
+        grad_scores = at_least_float32(by_keys[block] @ keys.mT)
+        grad_scores += rows @ by_queries[images].mT
         grad_scores *= weights
         grad_scores.addcmul_(weights, grad_scores.sum(-1, keepdim=True), value=-1)
         if of_call.bias is not None:

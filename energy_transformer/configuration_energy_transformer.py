@@ -53,11 +53,16 @@ class EnergyTransformerConfig(PreTrainedConfig):
             Learn a step size of each step, or of each step and channel, beginning at `step_size`.
         momentum (`float`, *optional*, defaults to 0.0): share of the last step that the next one repeats.
         temperature (`float`, *optional*, defaults to 0.0): of Langevin noise, which each step then adds.
-        hopfield_activation (`"relu"` or `"softmax"`, *optional*, defaults to `"relu"`): kind of Hopfield network.
+        hopfield_activation (`"relu"`, `"gelu"` or `"softmax"`, *optional*, defaults to `"relu"`):
+            Kind of Hopfield network, by the gradient of its energy.
+        attention_qk_norm (`bool`, *optional*, defaults to `False`):
+            Normalize the queries and keys of each head to a mean square of 1, inside the energy.
+        hopfield_norm (`bool`, *optional*, defaults to `False`):
+            Normalize the hidden vector of the Hopfield network over its memories, inside the energy.
         attention_beta (`float` or one for each head, *optional*):
             Inverse temperature of the attention; 1/sqrt(head_dim) when None.
         hopfield_beta (`float`, *optional*):
-            Inverse temperature of the Hopfield network; 1 for `"relu"` and 0.01 for `"softmax"` when None.
+            Inverse temperature of the Hopfield network; 1 for `"relu"` and `"gelu"`, 0.01 for `"softmax"` when None.
         learnable_beta (`bool`, *optional*, defaults to `False`): learn both betas, the attention's for each head.
         attention_bias (`bool` or `"shared"`, *optional*, defaults to `False`):
             Biases of the queries and keys: of shape (H, Y), or `"shared"` by the heads, (Y,).
@@ -130,7 +135,9 @@ class EnergyTransformerConfig(PreTrainedConfig):
     learnable_step_size: Literal[False, "step", "channel"] = False
     momentum: float | int = 0.0
     temperature: float | int = 0.0
-    hopfield_activation: Literal["relu", "softmax"] = "relu"
+    hopfield_activation: Literal["relu", "gelu", "softmax"] = "relu"
+    attention_qk_norm: bool = False
+    hopfield_norm: bool = False
     attention_beta: float | int | list[float | int] | tuple[float | int, ...] | None = None
     hopfield_beta: float | int | None = None
     learnable_beta: bool = False
@@ -223,6 +230,9 @@ class EnergyTransformerConfig(PreTrainedConfig):
         self._check_sizes()
         self._check_terms()
         refused = {
+            "hopfield_bias='before_beta' cannot be combined with hopfield_norm=True": (
+                self.hopfield_bias == "before_beta" and self.hopfield_norm
+            ),
             "norm_regularization needs norm_type='energy_layer_norm', got norm_type='layer_norm'": (
                 self.norm_type == "layer_norm" and self.norm_regularization
             ),

@@ -12,6 +12,9 @@ All energies have one form: minus a potential of the projected tokens, summed ov
 A term gives W, φ and ∂Σφ/∂h, which is called its pull. The pulls of the terms that ship are closed forms made of
 ordinary differentiable operations, so a loss behind the descent differentiates through them.
 
+A term may ask for its projected tokens to be normalized in groups of columns (see `RMSNormalized`), E = −Σ φ(ĥ): then
+its potential and pull take ĥ, and the Jacobian of the normalization stands between the pull and Wᵀ.
+
 Precision: norms, logsumexp, softmax and energies are computed in float32 when the weights or autocast are of half
 precision; matrix products stay in half precision.
 """
@@ -141,6 +144,7 @@ class EnergyTerm(nn.Module):
     `docs/your_own_energy.md` and [`register_energy_term`]."""
 
     options: ClassVar[dict[str, Any]] = {}  # of the term in the configuration that it was made from
+    norm_groups: int = 0  # in how many groups of columns the projected tokens are normalized; 0 for not at all
 
     @classmethod
     def from_config(cls, config, **options) -> "EnergyTerm":
@@ -184,8 +188,8 @@ class EnergyTerm(nn.Module):
         return FetchedTerm(self, dense(self.projection()), self.offset(), self.constants())
 
     def project(self, g: Tensor) -> Tensor:
-        """h = g W + b, shape (..., N, P), of tokens g (..., N, D)."""
-        return project(g, self.projection(), self.offset())
+        """What the potential and the pull take, (..., N, P), of tokens g (..., N, D): g W + b, normalized if asked."""
+        return RMSNormalized.of(project(g, self.projection(), self.offset()), self.norm_groups).value
 
     def token_energies(self, g: Tensor, context: EnergyContext | None = None) -> Tensor:
         """Energy of each token, (..., N), of g (..., N, D): minus the potential."""
@@ -198,8 +202,9 @@ class EnergyTerm(nn.Module):
     def grad(self, g: Tensor, context: EnergyContext | None = None) -> Tensor:
         """∂E/∂g, shape (..., N, D)."""
         weight = self.projection()
-        h = project(g, weight, self.offset())
-        return (self.pull(h, context or EnergyContext(), **self.constants()) @ weight.mT).neg()
+        h = RMSNormalized.of(project(g, weight, self.offset()), self.norm_groups)
+        pull = h.pull_back(self.pull(h.value, context or EnergyContext(), **self.constants()))
+        return (pull @ weight.mT).neg()
 
     def forward(self, g: Tensor | None, context: EnergyContext | None = None) -> Tensor | FetchedTerm:
         """∂E/∂g of tokens g; without tokens (None) the [`FetchedTerm`] of a descent.
@@ -208,6 +213,37 @@ class EnergyTerm(nn.Module):
         block calls each of its terms once a descent, and works with what it got.
         """
         return self.fetch() if g is None else self.grad(g, context)
+
+
+class RMSNormalized(NamedTuple):
+    """ĥ = h / sqrt(mean(h²) + ε), the mean over each of some groups of columns of h (..., P), with ε = 1e-6.
+
+    Its Jacobian is symmetric: v goes to (v − ĥ mean(ĥ ∘ v)) / sqrt(mean(h²) + ε) in each group.
+
+    Attributes:
+        value: ĥ in the dtype of h, or h itself without groups.
+        inverse: the number that each group was multiplied with, (..., groups, 1), in float32 for half precision.
+    """
+
+    value: Tensor
+    inverse: Tensor | None = None
+
+    @classmethod
+    def of(cls, h: Tensor, groups: int) -> "RMSNormalized":
+        if not groups:
+            return cls(h)
+        grouped = at_least_float32(h).unflatten(-1, (groups, -1))
+        inverse = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + 1e-6)
+        return cls((grouped * inverse).flatten(-2).to(h.dtype), inverse)
+
+    def pull_back(self, pull: Tensor) -> Tensor:
+        """The derivative with respect to h, given the one with respect to ĥ, both (..., P)."""
+        if self.inverse is None:
+            return pull
+        shape = self.inverse.shape[-2], -1
+        v, normalized = (at_least_float32(tensor).unflatten(-1, shape) for tensor in (pull, self.value))
+        along = (normalized * v).mean(-1, keepdim=True)
+        return (self.inverse * torch.addcmul(v, normalized, along, value=-1)).flatten(-2).to(pull.dtype)
 
 
 def vjp(function, h: Tensor, module: nn.Module) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -318,6 +354,8 @@ class EnergyAttention(EnergyTerm):
             `"shared"` for one of all heads, shape (Y,) (Lemon-cmd/energy-transformer-torch).
         learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant, as in the paper.
         attend_to_self: a token attends to itself too, as in all released image code; False is the paper's B ≠ C.
+        qk_norm: normalize the query and the key of each head to a mean square of 1, inside the energy, so that the
+            scores are β Y cos(q, k).
         attn_implementation: one of `ATTENTION_BACKENDS`, see [`attention_backends`]; the context of a call may name
             another. Eager differentiates any number of times, as LumenPallidium does.
 
@@ -337,6 +375,7 @@ class EnergyAttention(EnergyTerm):
         use_bias: bool | str = False,
         learnable_beta: bool = True,
         attend_to_self: bool = True,
+        qk_norm: bool = False,
         attn_implementation: str = "eager",
     ):
         super().__init__()
@@ -348,6 +387,7 @@ class EnergyAttention(EnergyTerm):
         self.n_heads = n_heads
         self.head_dim = embed_dim // n_heads if head_dim is None else head_dim
         self.attend_to_self = attend_to_self
+        self.norm_groups = 2 * n_heads if qk_norm else 0
         _set_beta(self, 1 / math.sqrt(self.head_dim) if beta is None else beta, (n_heads,), learnable_beta)
         self.Wq = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
         self.Wk = nn.Parameter(torch.randn(n_heads, self.head_dim, embed_dim) * scale)
@@ -366,6 +406,7 @@ class EnergyAttention(EnergyTerm):
             "use_bias": config.attention_bias,
             "learnable_beta": config.learnable_beta,
             "attend_to_self": config.attend_to_self,
+            "qk_norm": config.attention_qk_norm,
             "attn_implementation": "auto",
         }
         made = cls(config.hidden_size, **of_config | options)
@@ -415,7 +456,7 @@ class EnergyAttention(EnergyTerm):
         return self._join(*attention_backend(context.backend, query, context.bias).attention(query, key, beta, context))
 
     def attention_weights(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
-        """A, shape (..., H, N, N), rows for queries, of the projected tokens h."""
+        """A, shape (..., H, N, N), rows for queries, of the projected tokens h (see [`EnergyTerm.project`])."""
         return eager_attention_weights(*self.queries_and_keys(h), beta, self.in_context(context))
 
     def pull_and_weights(self, h: Tensor, context: EnergyContext, *, beta) -> tuple[Tensor, Tensor]:
@@ -448,6 +489,10 @@ class BaseModernHopfield(EnergyTerm):
             flax code; the ReLU networks of flax and of Lemon-cmd/energy-transformer-torch have no beta),
             `"before_beta"` before it: h = β (g W + b) (b-vitamins/energy-transformer).
         learnable_beta: beta is a parameter, as in LumenPallidium; otherwise a constant.
+        norm: normalize g W to a mean square of 1 over the memories, inside the energy: h = β RMS(g W) + b.
+
+    Raises:
+        ValueError: for another `bias`, or `"before_beta"` together with `norm`.
     """
 
     beta_shape: tuple[int, ...] = (1,)
@@ -463,6 +508,7 @@ class BaseModernHopfield(EnergyTerm):
         *,
         bias: bool | str = False,
         learnable_beta: bool = True,
+        norm: bool = False,
     ):
         super().__init__()
         self.in_dim = in_dim
@@ -470,6 +516,9 @@ class BaseModernHopfield(EnergyTerm):
         self.use_bias = use_bias
         if bias not in (False, True, "before_beta"):
             raise ValueError(f"bias must be False, True or 'before_beta', got {bias!r}")
+        if norm and bias == "before_beta":
+            raise ValueError("bias='before_beta' cannot be combined with norm: the normalization stands between them")
+        self.norm_groups = int(norm)
         self.bias_before_beta = bias == "before_beta"
         _set_beta(self, self._initial_beta(beta, learnable_beta), self.beta_shape, learnable_beta)
         self.register_load_state_dict_pre_hook(_keep_shape)
@@ -478,12 +527,13 @@ class BaseModernHopfield(EnergyTerm):
 
     @classmethod
     def from_config(cls, config, **options) -> "BaseModernHopfield":
-        kinds = {"relu": BaseModernHopfield, "softmax": SoftmaxModernHopfield}
+        kinds = {"relu": BaseModernHopfield, "gelu": GELUModernHopfield, "softmax": SoftmaxModernHopfield}
         of_config = {
             "hidden_dim": config.intermediate_size,
             "beta": config.hopfield_beta,
             "bias": config.hopfield_bias,
             "learnable_beta": config.learnable_beta,
+            "norm": config.hopfield_norm,
         }
         activation = options.pop("activation", config.hopfield_activation)
         if activation not in kinds:
@@ -503,18 +553,53 @@ class BaseModernHopfield(EnergyTerm):
         return tensor if isinstance(self.beta, float) and self.beta == 1 else self.beta * tensor
 
     def projection(self) -> Tensor:
-        """β W: the ReLU network's beta scales its memories."""
-        return self._times_beta(dense(self.W))
+        """β W: the ReLU network's beta scales its memories, unless a norm would undo it."""
+        return dense(self.W) if self.norm_groups else self._times_beta(dense(self.W))
 
     def offset(self) -> Tensor | None:
+        if self.norm_groups:
+            return None
         return self._times_beta(self.bias) if self.bias_before_beta else self.bias
 
-    def potential(self, h: Tensor, context: EnergyContext) -> Tensor:
-        """½ Σ relu(h)²."""
-        return 0.5 * at_least_float32(h).relu().square().sum(-1)
+    def constants(self) -> dict[str, Any]:
+        """With a norm, beta and the bias, which stand behind it."""
+        if not self.norm_groups:
+            return {}
+        beta = at_least_float32(self.beta) if isinstance(self.beta, Tensor) else self.beta
+        return {"beta": beta, "bias": self.bias}
 
-    def pull(self, h: Tensor, context: EnergyContext) -> Tensor:
-        return h.relu()
+    def potential(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
+        """½ Σ relu(h)²."""
+        return 0.5 * _scaled(at_least_float32(h), beta, bias).relu().square().sum(-1)
+
+    def pull(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
+        return _scaled(_scaled(h, beta, bias).relu(), beta).to(h.dtype)
+
+
+def _scaled(h: Tensor, beta: float | Tensor, bias: Tensor | None = None) -> Tensor:
+    """β h + b."""
+    scaled = h if isinstance(beta, float) and beta == 1 else beta * h
+    return scaled if bias is None else scaled + bias
+
+
+class GELUModernHopfield(BaseModernHopfield):
+    r"""Modern Hopfield network whose pull is the GELU of the hidden vector (Hendrycks and Gimpel 2016).
+
+    With the normal distribution function Φ and its density, the energy that has this gradient is
+
+    $$E = -\tfrac12 \sum \left[(h^2 - 1)\, \Phi(h) + h\, \Phi'(h)\right], \qquad h = \beta\, g W + b$$
+
+    Arguments as for [`BaseModernHopfield`].
+    """
+
+    def potential(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
+        """½ Σ [(h² − 1) Φ(h) + h Φ'(h)], whose derivative is h Φ(h)."""
+        h = _scaled(at_least_float32(h), beta, bias)
+        density = torch.exp(-0.5 * h.square()) / math.sqrt(2 * math.pi)
+        return 0.5 * ((h.square() - 1) * torch.special.ndtr(h) + h * density).sum(-1)
+
+    def pull(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
+        return _scaled(F.gelu(_scaled(h, beta, bias)), beta).to(h.dtype)
 
 
 class SoftmaxModernHopfield(BaseModernHopfield):
@@ -543,14 +628,9 @@ class SoftmaxModernHopfield(BaseModernHopfield):
         beta = at_least_float32(self.beta) if isinstance(self.beta, Tensor) else self.beta
         return {"beta": beta, "bias": None if self.bias_before_beta else self.bias}
 
-    @staticmethod
-    def _scaled(h: Tensor, beta, bias: Tensor | None) -> Tensor:
-        scaled = beta * at_least_float32(h)
-        return scaled if bias is None else scaled + bias
-
     def potential(self, h: Tensor, context: EnergyContext, *, beta, bias) -> Tensor:
         """1/β logsumexp(β h + b)."""
-        return self._scaled(h, beta, bias).logsumexp(-1) / beta
+        return _scaled(at_least_float32(h), beta, bias).logsumexp(-1) / beta
 
     def pull(self, h: Tensor, context: EnergyContext, *, beta, bias) -> Tensor:
-        return self._scaled(h, beta, bias).softmax(-1).to(h.dtype)
+        return _scaled(at_least_float32(h), beta, bias).softmax(-1).to(h.dtype)

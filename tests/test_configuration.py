@@ -33,7 +33,7 @@ from energy_transformer.configuration_energy_transformer import AUTO_MAP
             for value in (float("nan"), float("inf"))
         ),
         ({"num_attention_heads": 2, "attention_beta": [0.5, float("nan")]}, "attention_beta must be finite"),
-        ({"hopfield_activation": "gelu"}, "hopfield_activation"),
+        ({"hopfield_activation": "silu"}, "hopfield_activation"),
         ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1"),
         ({"mask_replace_probability": 1.1}, "mask_replace_probability must lie in"),
         ({"initializer_range": -1.0}, "initializer_range must not be negative"),

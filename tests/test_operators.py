@@ -1,10 +1,11 @@
-"""How many operators a step calls: what a GPU waits for at small sizes, and no trick of the eager form hides."""
+"""How many operators a step calls, which is what a GPU waits for at small sizes, and that none waits for the host."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from energy_transformer import EnergyTransformerConfig, EnergyTransformerModel
+from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling, EnergyTransformerModel
 
 SHAPE_ONLY = {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "transpose", "permute", "expand", "unsqueeze", "squeeze",
@@ -54,3 +55,49 @@ def test_operators_of_a_step(dtype, training, limit, products):
     assert (len(many) - len(few)) / 10 <= limit
     matrix_products = [sum(name in ("mm", "addmm", "linear") for name in names) for names in (few, many)]
     assert matrix_products[1] - matrix_products[0] == 10 * products
+
+
+class Transfers(TorchDispatchMode):
+    """The names of the operators that read a value of a tensor, or that take or give a tensor of the CPU."""
+
+    READ = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        name = func.overloadpacket.__name__
+        if name in self.READ or any(tensor.device.type == "cpu" for tensor in tensors):
+            self.names.append(name)
+        return result
+
+
+@pytest.mark.parametrize("backend", ["eager", "chunked"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"learnable_beta": True, "attention_bias": True, "hopfield_bias": True},
+        {"attention_beta": 0.3, "hopfield_activation": "softmax", "momentum": 0.5},
+        {"learnable_step_size": "channel", "descent_gradient": "state", "attend_to_self": False, "temperature": 0.1},
+    ],
+)
+def test_a_training_step_neither_reads_nor_uploads_a_tensor(options, backend):
+    """On the meta device: it holds no values, and whatever is made on the CPU shows."""
+    config = EnergyTransformerConfig(
+        image_size=16, patch_size=4, hidden_size=32, num_attention_heads=2, head_dim=8, intermediate_size=48,
+        num_steps=2, **options,
+    )  # fmt: skip
+    model = EnergyTransformerForMaskedImageModeling(config).to("meta").train()
+    model.set_attn_implementation(backend)
+    pixels = torch.empty(2, 3, 16, 16, device="meta")
+    with Transfers() as found:
+        model(pixels, bool_masked_pos=torch.empty(2, 16, dtype=torch.bool, device="meta")).loss.backward()
+        model.eval()(pixels, output_energies=True)  # with masks that are drawn
+    assert found.names == []
+    with Transfers() as found:
+        torch.ones(2).sum().item()
+    assert "_local_scalar_dense" in found.names
