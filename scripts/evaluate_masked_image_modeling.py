@@ -1,30 +1,7 @@
-"""Measure a masked-image model beside two baselines: evaluate_masked_image_modeling.py CHECKPOINT [--option value]
+"""Measure a masked-image model: the same as `energy-transformer evaluate`."""
 
-`accelerate launch` divides the images over several processes; the figures are the same.
-"""
-
-from pathlib import Path
-
+from energy_transformer.commands.evaluate import main
 from energy_transformer.utils.command_line import run_script
-
-
-def main(argv: list[str]) -> None:
-    from energy_transformer.training.checkpoint_evaluation_arguments import parse_evaluation_arguments
-
-    checkpoint, args = parse_evaluation_arguments(argv, __doc__)  # tells a mistake before the slow import
-    from accelerate import Accelerator
-
-    from energy_transformer.training.checkpoint_evaluation import evaluate_checkpoint, format_table, write_report
-
-    accelerator = Accelerator(cpu=args.cpu)
-    report = evaluate_checkpoint(checkpoint, args, accelerator)
-    if accelerator.is_main_process:
-        print(format_table(report))
-        if args.output:
-            write_report(report, Path(args.output))
-            print(f"figures: {args.output}")
-    accelerator.end_training()
-
 
 if __name__ == "__main__":
     run_script(main)

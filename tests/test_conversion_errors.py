@@ -425,7 +425,7 @@ def test_a_crash_leaves_nothing(tmp_path, monkeypatch):
 
 def test_msgpack_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
-    refused(FOLDER / "jax_flax_masked_image.msgpack", "pip install 'energy-transformer[convert]'")
+    refused(FOLDER / "jax_flax_masked_image.msgpack", "flax checkpoints need msgpack: pip install")
 
 
 def test_script_ends_with_one_line_and_code_2(tmp_path):

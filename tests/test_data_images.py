@@ -189,7 +189,7 @@ def test_the_orientation_is_that_of_exif(format, orientation):
     assert difference(load(data), expected) == 0
     drafted = ImageDecoder(build_image_processor((4, 4)), draft=True)({"bytes": data}, "")
     exact = ImageDecoder(build_image_processor((4, 4)))({"bytes": data}, "")
-    assert difference(drafted, exact) <= 2 < 10 < difference(drafted.flip(-1), exact)
+    assert difference(drafted, exact) <= 3 < 10 < difference(drafted.flip(-1), exact)
 
 
 def test_damaged_exif_does_not_hide_the_picture():

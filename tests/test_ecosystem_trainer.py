@@ -98,7 +98,7 @@ def test_masked_image_modeling(checkpoint, crops, tmp_path):
     loaded = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "final")
     for (name, saved), value in zip(trainer.model.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(saved, value), name
-    assert load_image_processor(str(tmp_path / "final")).crop_size == PROCESSOR.crop_size
+    assert load_image_processor(str(tmp_path / "final")).size == PROCESSOR.size
 
     resumed = masked_image_trainer(checkpoint, crops, tmp_path / "resumed", max_steps=24, save_steps=12)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-12"))

@@ -98,7 +98,7 @@ def test_a_push_that_fails_does_not_end_the_run(hub, tmp_path, monkeypatch):
     assert message.startswith(
         f"the run is complete and safe in {folder}, but not on the Hub: cannot push to 'alice/run'"
     )
-    assert f"scripts/push_to_hub.py {folder} alice/run" in message and "\n" not in message
+    assert f"energy-transformer push {folder} alice/run" in message and "\n" not in message
     assert json.loads((folder / "all_results.json").read_text())["train_steps"] == 6
     assert (folder / "model.safetensors").is_file() and (folder / "README.md").is_file()
     assert titles(hub) == ["initial commit"]

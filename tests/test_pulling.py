@@ -47,7 +47,7 @@ def downloads(hub):
 
 def test_a_model_and_its_processor(model_repo, small_model):
     assert_same(load(), small_model)
-    assert load_image_processor("alice/model").crop_size["width"] == 24
+    assert load_image_processor("alice/model").size["width"] == 24
     assert len(downloads(model_repo)) == 1  # the weights, once
 
 

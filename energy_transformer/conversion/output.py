@@ -60,10 +60,8 @@ def _write_files(model: nn.Module, plan: Plan, file: ForeignFile, folder: Path) 
 
 
 def _image_processor(model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...]) -> "PilBackend":
-    try:
-        from ..data.image_processing import build_image_processor
-    except ImportError as error:
-        raise UserError("an image processor needs Pillow: pip install 'energy-transformer[convert]'") from error
+    from ..data.image_processing import build_image_processor
+
     return build_image_processor(model.config.image_height_width, len(mean), mean, std)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..utils.errors import UserError
+from ..utils.extras import install_command
 
 _ZIP = b"PK"
 _PICKLE = 0x80
@@ -153,7 +154,7 @@ def _read_msgpack(path: Path) -> Any:
     try:
         import msgpack
     except ImportError as error:
-        raise UserError("flax checkpoints need msgpack: pip install 'energy-transformer[convert]'") from error
+        raise UserError(f"flax checkpoints need msgpack: {install_command('convert')}") from error
     try:
         data = path.read_bytes()
         return _join_chunks(msgpack.unpackb(data, ext_hook=_unpack_flax, object_pairs_hook=_dict_of))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..utils.errors import UserError
+from ..utils.extras import install_command
 
 _LOG_RATIO = math.log(4 / 3)
 
@@ -48,7 +49,7 @@ class Augmentation:
         if not 0 <= self.color_jitter <= 1:
             raise UserError(f"color_jitter must lie in [0, 1], got {self.color_jitter}")
         if self.color_jitter and importlib.util.find_spec("kornia") is None:
-            raise UserError("color_jitter needs kornia: pip install 'energy-transformer[train]'")
+            raise UserError(f"color_jitter needs kornia: {install_command('train')}")
 
     def __call__(self, images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """Augment images (B, C, H, W), uint8 or float32 in units of [0, 255], C = 1 or 3.

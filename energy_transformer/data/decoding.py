@@ -22,6 +22,7 @@ from .pixels import (
     broken_images_are_named,
     load_image,
     open_image,
+    output_size,
     read_pixels,
     resize_to_tensor,
     upright_size,
@@ -38,7 +39,7 @@ class ImageDecoder:
         processor: from `image_processing.build_image_processor`.
         max_image_pixels: an image of more is broken.
         crop: least and greatest share of the area that a random crop keeps, which is cut from the image as it is in the
-            file and then resized; None for what the processor cuts out.
+            file and then resized; None for what the processor takes.
         draft: decode a JPEG to a fraction of its size where that is large enough, which is faster, and differs from
             what the processor makes of it by a few gray levels.
     """
@@ -50,8 +51,7 @@ class ImageDecoder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        size = self.processor.crop_size
-        return len(self.processor.image_mean), size["height"], size["width"]
+        return len(self.processor.image_mean), *output_size(self.processor)
 
     def __call__(self, source: dict | None, where: str, key: Sequence[int] = ()) -> torch.Tensor:
         """Decode an image; `key` decides its crop.

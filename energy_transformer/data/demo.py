@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
+from ..utils.extras import install_command
 from ..utils.files import atomic_path
 
 CROP = 32
@@ -96,7 +97,7 @@ def load_demo_dataset(cache_dir: str | Path | None = None) -> datasets.DatasetDi
     try:
         import skimage
     except ImportError as error:
-        raise UserError("the demo dataset needs scikit-image: pip install 'energy-transformer[train]'") from error
+        raise UserError(f"the demo dataset needs scikit-image: {install_command('train')}") from error
     recipe = repr((CROP, SCALES, TEST_BAND, MAX_CROPS, MIN_STANDARD_DEVIATION, PHOTOGRAPHS, skimage.__version__))
     version = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "energy_transformer_demo" / version

@@ -1,6 +1,7 @@
 """The image processor of a checkpoint: transformers' own BiT processor on Pillow, without torchvision."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers.image_processing_backends import PilBackend
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
@@ -8,11 +9,16 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from ..hub import load_pretrained
 
 
-def processor_sizes(height: int, width: int) -> dict[str, dict[str, int]]:
-    """`size` and `crop_size` of a processor: a square is cut from the middle of the image, resized to cover it; to
-    another shape the image is resized whole, so that images that have it already are left as they are."""
-    target = {"height": height, "width": width}
-    return {"size": {"shortest_edge": height} if height == width else target, "crop_size": target}
+def processor_sizes(height: int, width: int) -> dict[str, Any]:
+    """What makes a processor resize an image to this size, whole and without a crop, as ViT's does. `size` alone then
+    decides, so that `AutoImageProcessor.from_pretrained(..., size=...)` gives another one; processors of earlier
+    versions also cut a square from the middle, which these options end."""
+    return {
+        "size": {"height": height, "width": width},
+        "default_to_square": True,  # where `size` is one number
+        "do_center_crop": False,
+        "crop_size": None,
+    }
 
 
 def build_image_processor(
@@ -21,7 +27,7 @@ def build_image_processor(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PilBackend:
-    """A processor that resizes and crops as [`processor_sizes`] says and normalizes pixels in [0, 1].
+    """A processor that resizes as [`processor_sizes`] says and normalizes pixels in [0, 1].
 
     `mean` and `std` are those of the channels; 0.5 when None, which maps [0, 255] to [-1, 1].
     """

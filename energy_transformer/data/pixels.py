@@ -153,15 +153,21 @@ def with_bytes(source: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"path": source["path"], "bytes": file.read()}
 
 
+def output_size(processor: PilBackend) -> tuple[int, int]:
+    """Height and width of what a processor makes of an image."""
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    return size["height"], size["width"]
+
+
 def resize_to_tensor(image: Image.Image, processor: PilBackend, box: Box | None = None) -> torch.Tensor:
     """A PIL image to uint8 (C, H, W) of the processor's size, without rescaling and normalizing.
 
     Args:
         image: of 1 or 3 channels.
         processor: says the size, and how to interpolate.
-        box: the part of the image, in pixels, that is resized to the whole size; what the processor cuts out when None.
+        box: the part of the image, in pixels, that is resized to the whole size; what the processor takes when None.
     """
-    width, height = processor.crop_size["width"], processor.crop_size["height"]
+    height, width = output_size(processor)
     if box is None and image.size == (width, height):
         return _to_tensor(image)
     box = box or _processors_box(image, processor)
@@ -181,11 +187,13 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def _processors_box(image: Image.Image, processor: PilBackend) -> Box | None:
-    """The part of the image that the processor resizes and cuts out, in pixels of the image; None where it does
+    """The part of the image that the processor resizes and takes, in pixels of the image; None where it does
     something else. To resize this part alone is what makes it faster than the processor, to within a gray level."""
-    if not (processor.do_resize and processor.do_center_crop):
+    if not processor.do_resize:
         return None
-    width, height = processor.crop_size["width"], processor.crop_size["height"]
+    if not processor.do_center_crop:
+        return 0, 0, image.width, image.height
+    height, width = output_size(processor)
     size = processor.size
     if size.get("shortest_edge") and not size.get("longest_edge"):
         short, long = size["shortest_edge"], int(size["shortest_edge"] * max(image.size) / min(image.size))

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 
 from ..utils.errors import UserError
 from .arguments import CommonArguments
+from .recipes import find_launch_file
 from .sharding import is_sharded
 from .state_files import layout_of
 
@@ -31,7 +32,7 @@ def check_launch(accelerator: Accelerator, args: CommonArguments) -> None:
     if accelerator.num_processes == 1 and _several_processes_were_asked_for():
         logger.warning(
             "`accelerate launch --cpu` starts one process, however many are asked for: "
-            "for more, see configuration/accelerate/multi_cpu.yaml"
+            f"for more, see {find_launch_file('multi_cpu')}"
         )
 
     if args.tf32 and accelerator.device.type != "cuda":

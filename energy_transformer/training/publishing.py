@@ -103,7 +103,7 @@ class Publisher:
         except HUB_ERRORS as error:
             raise UserError(
                 f"the run is complete and safe in {self.folder}, but not on the Hub: {error} "
-                f"(later: scripts/push_to_hub.py {self.folder} {self.repo_id})"
+                f"(later: energy-transformer push {self.folder} {self.repo_id})"
             ) from error
         finally:
             self._pool.shutdown()

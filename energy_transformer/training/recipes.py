@@ -1,4 +1,4 @@
-"""The recipes of `configuration/training`: which there are, which belongs to a dataset, and what one says."""
+"""The recipes and launch files of `configuration`: which there are, which recipe is a dataset's, and what one says."""
 
 import json
 from collections.abc import Collection
@@ -9,14 +9,33 @@ import yaml
 from ..utils.errors import UserError
 from ..utils.suggestions import did_you_mean
 
-FOLDER = Path(__file__).parents[2] / "configuration" / "training"
 _CLASSIFICATION = "_classification"
+
+
+def configuration_folder() -> Path:
+    """The folder with recipes in `training`, launch files in `accelerate` and a job in `slurm`: inside the package
+    where a wheel brought it, beside it in a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / "configuration"
+    return inside if inside.is_dir() else package.with_name("configuration")
+
+
+def find_launch_file(name: str) -> Path:
+    """The file for `accelerate launch --config_file` of that name.
+
+    Raises:
+        UserError: when there is none.
+    """
+    known = {path.stem: path for path in sorted((configuration_folder() / "accelerate").glob("*.yaml"))}
+    if name not in known:
+        raise UserError(f"launch_file {name} is none of {', '.join(known)}{did_you_mean(name, known)}")
+    return known[name]
 
 
 def recipes(task: str) -> dict[str, Path]:
     """The recipes of `masked_image_modeling` or `image_classification` by name; the latter end in their task."""
     of_classification = task == "image_classification"
-    found = sorted(FOLDER.glob("*.yaml"))
+    found = sorted((configuration_folder() / "training").glob("*.yaml"))
     return {path.stem: path for path in found if path.stem.endswith(_CLASSIFICATION) == of_classification}
 
 

@@ -214,13 +214,13 @@ def command_of(args: CommonArguments, left_out: Collection[str] = ("hub_token",)
             words += [f"--{each.name}", *map(str, value)]
         else:
             words.append(f"--{each.name}={str(value).lower() if isinstance(value, bool) else value}")
-    return shlex.join([Path(sys.argv[0]).name, *words])
+    return f"{Path(sys.argv[0]).name} {shlex.join(words)}"
 
 
 def resuming(args: CommonArguments) -> str:
     """The command that goes on from the newest state of a run, which knows the options."""
     words = ["--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"]
-    return shlex.join([Path(sys.argv[0]).name, *words])
+    return f"{Path(sys.argv[0]).name} {shlex.join(words)}"
 
 
 def _state_folder(resume_from_checkpoint: str, output_dir: str | None) -> tuple[Path | None, bool]:

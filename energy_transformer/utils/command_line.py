@@ -1,4 +1,4 @@
-"""What all scripts share: a user's mistake is one line on standard error and exit code 2."""
+"""What all commands share: a user's mistake is one line on standard error and exit code 2."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from .console import prepare_console
 from .errors import ToldElsewhereError, UserError
+from .extras import explain_missing
 from .interruption import interruption, watch_launcher
 from .suggestions import did_you_mean
 from .tokens import hide_tokens
@@ -64,7 +65,9 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
         # a worker of a DataLoader puts a traceback before the message
         message = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
     except ModuleNotFoundError as error:
-        message = f"{error.name} is missing: pip install 'energy-transformer[train]'"
+        if (error.name or "").startswith("energy_transformer"):  # no mistake of the user
+            raise
+        message = explain_missing(error.name or "")
     else:
         sys.exit(0)
     print(f"error: {hide_tokens(message, sys.argv[1:])}", file=sys.stderr)

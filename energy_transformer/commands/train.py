@@ -1,0 +1,80 @@
+"""Train or fine-tune a model of a task: masked-image-modeling or image-classification.
+
+`accelerate launch -m energy_transformer train TASK` runs it on several devices.
+"""
+
+import sys
+from pathlib import Path
+
+from ..utils.errors import UserError
+from ..utils.suggestions import did_you_mean
+
+
+def masked_image_modeling(argv: list[str]) -> None:
+    """Train a masked-image model, which fills in the hidden patches of images."""
+    from ..training.masked_image_modeling_arguments import MaskedImageModelingArguments
+    from ..training.parsing import parse_arguments
+
+    # a mistake is told before the slow import
+    args = parse_arguments(argv, None, MaskedImageModelingArguments, masked_image_modeling.__doc__)
+    from ..training.masked_image_modeling import MaskedImageModelingTraining
+
+    training = MaskedImageModelingTraining(args)
+    results = training.run()
+    if training.accelerator.is_main_process:
+        print(f"model:    {args.output_dir}")
+        print(f"pictures: {Path(args.output_dir) / 'samples'}")
+        print(
+            f"training: {results['train_steps']} steps, {results['train_samples_per_second']:.0f} images/s, "
+            f"{results['train_data_wait_share']:.1%} of the time waiting for data"
+        )
+        print("held-out mean squared error over the hidden pixels, in units of [0, 1]:")
+        print(f"  model             {results['eval_masked_mse']:.5f}")
+        print(f"  mean color        {results['eval_mean_color_mse']:.5f}")
+        print(f"  neighbor average  {results['eval_neighbor_average_mse']:.5f}")
+        print(f"  model / mean color: {results['eval_ratio_to_mean_color']:.3f}")
+
+
+def image_classification(argv: list[str]) -> None:
+    """Train an image classifier, from scratch or from a checkpoint."""
+    from ..training.image_classification_arguments import ImageClassificationArguments
+    from ..training.parsing import parse_arguments
+
+    # a mistake is told before the slow import
+    args = parse_arguments(argv, None, ImageClassificationArguments, image_classification.__doc__)
+    from ..training.image_classification import ImageClassificationTraining
+
+    training = ImageClassificationTraining(args)
+    results = training.run()
+    if training.accelerator.is_main_process:
+        print(f"model:    {args.output_dir}")
+        print(f"pictures: {Path(args.output_dir) / 'samples'}")
+        print(f"held-out accuracy over {results['eval_samples']} images:")
+        print(f"  model                        {results['eval_accuracy']:.4f}")
+        print(f"  majority label               {results['eval_majority_accuracy']:.4f}")
+        if "eval_pixel_probe_accuracy" in results:
+            print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
+
+
+TASKS = {"masked-image-modeling": masked_image_modeling, "image-classification": image_classification}
+
+
+def main(argv: list[str]) -> None:
+    """Train the task that the first word names, with the options after it.
+
+    Raises:
+        UserError: when there is no such task.
+    """
+    name, *words = argv or [""]
+    task = name.replace("_", "-")
+    if task in ("-h", "--help"):
+        print(f"usage: {sys.argv[0]} TASK [--option value ...]\n\n{__doc__}\ntasks:")
+        for known, function in TASKS.items():
+            print(f"  {known:<22} {function.__doc__}")
+        print(f"\n`{sys.argv[0]} TASK --help` lists the options of a task.")
+        return
+    if task not in TASKS:
+        what = f"there is no task {name!r}{did_you_mean(task, TASKS)}" if name else "name a task"
+        raise UserError(f"{what} ({', '.join(TASKS)})")
+    sys.argv = [f"{sys.argv[0]} {task}", *words]
+    TASKS[task](words)
