@@ -8,8 +8,7 @@ import torch
 
 from energy_transformer.data import denormalize
 from energy_transformer.data.image_processing import build_image_processor
-from energy_transformer.inspection import predicted_pixels, reconstruct
-from energy_transformer.inspection.visualization import descent_figure, reconstruction_figure
+from energy_transformer.inspection import descent_figure, predicted_pixels, reconstruct, reconstruction_figure
 from energy_transformer.patches import patch_mask_to_pixels, patch_mean_and_std, patchify, unpatchify
 
 PATCH, GRID = (4, 4), (4, 6)
@@ -104,20 +103,20 @@ def test_frames_end_at_the_prediction_and_only_hidden_patches_are_painted(model)
     outputs = model(pixels, bool_masked_pos=mask)
     expected = denormalize(predicted_pixels(outputs.reconstruction, pixels, mask, model.config), PROCESSOR)
     torch.testing.assert_close(result.prediction, expected)
-    painted = (result.filled_in(result.prediction, PATCH) != result.images).any(1, keepdim=True)
+    painted = (result.filled_in(result.prediction) != result.images).any(1, keepdim=True)
     assert torch.equal(painted, patch_mask_to_pixels(mask, PATCH, GRID))
 
 
 @pytest.mark.parametrize(("leak", "word"), [(False, "estimated"), (True, "LEAK")])
 def test_every_picture_says_where_the_statistics_come_from(model, leak, word):
     result = reconstruct(model, PROCESSOR, images(), some_mask(), leak_statistics=leak)
-    for figure in (reconstruction_figure(result, PATCH), descent_figure(result, PATCH)):
+    for figure in (reconstruction_figure(result), descent_figure(result)):
         assert word in figure.get_suptitle()
 
 
 def test_a_model_of_pixels_needs_none_of_it(small_model):
     plain = copy.deepcopy(small_model)
     result = reconstruct(plain, PROCESSOR, images(), some_mask())
-    assert result.note is None and not reconstruction_figure(result, PATCH).get_suptitle()
+    assert result.note is None and not reconstruction_figure(result).get_suptitle()
     with pytest.raises(ValueError, match="leak_statistics is for models with norm_pix_loss=True"):
         reconstruct(plain, PROCESSOR, images(), some_mask(), leak_statistics=True)

@@ -1,9 +1,8 @@
 """`scripts/reconstruct.py`: a checkpoint and an image of any size in, a picture of the descent out."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,14 +13,13 @@ from energy_transformer import (
     EnergyTransformerForImageClassification,
     EnergyTransformerForMaskedImageModeling,
 )
+from energy_transformer.commands.reconstruct import main
 from energy_transformer.data import denormalize
 from energy_transformer.data.demo import photograph
 from energy_transformer.data.image_processing import build_image_processor, load_image_processor
 from energy_transformer.inspection import prepare_image, reconstruct
 from energy_transformer.metrics import masked_squared_error
 from energy_transformer.utils.command_line import run_script
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "reconstruct.py"
 
 
 @pytest.fixture
@@ -39,28 +37,30 @@ def picture(tmp_path):
 
 @pytest.fixture
 def run(monkeypatch, capfd):
-    """Runs the script in this process; returns its exit code and what it printed."""
-    spec = importlib.util.spec_from_file_location("reconstruct_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    """Runs the command in this process; returns its exit code and what it printed."""
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["reconstruct", *map(str, words)])
         with pytest.raises(SystemExit) as leaving:
-            run_script(script.main)
+            run_script(main)
         return leaving.value.code, capfd.readouterr()
 
     return run
 
 
 def test_writes_the_picture_and_says_what_it_did(checkpoint, picture, tmp_path, run):
-    code, printed = run(checkpoint, picture, "--output", tmp_path / "new" / "descent.png")
+    figure, output = tmp_path / "new" / "descent.png", tmp_path / "filled.png"
+    code, printed = run(checkpoint, picture, "--figure", figure, "--output", output)
     assert code == 0
-    assert f"picture: {tmp_path / 'new' / 'descent.png'}" in printed.out
+    assert f"picture: {figure}" in printed.out and f"filled:  {output}" in printed.out
     assert "hidden:  12 of 24 patches" in printed.out and "after 3 steps" in printed.out
-    with Image.open(tmp_path / "new" / "descent.png") as image:
+    with Image.open(figure) as image:
         image.load()
         assert image.width > 700
+    original = load_image_processor(checkpoint)(Image.open(picture), do_normalize=False, return_tensors="np")
+    filled = np.asarray(Image.open(output))
+    same = (abs(filled / 255 - original["pixel_values"][0].transpose(1, 2, 0)) < 2 / 255).all(-1)
+    assert same.reshape(4, 4, 6, 4).all((1, 3)).sum() == 12  # of the 24 patches
 
 
 @pytest.mark.parametrize(("size", "patches"), [(["32"], 64), (["32", "16"], 32), (["4", "4"], 1)])
@@ -124,10 +124,12 @@ def test_a_model_of_normalized_patches(small_model, picture, tmp_path, run):
         (["--image_size", "30"], r"image_size must be one number or height and width, multiples of the model's patch"),
         (["--image_size", "8", "8", "8"], "image_size must be one number or height and width"),
         (["--seed", "-1"], "seed must lie in"),
-        (["--output", "/proc/nowhere/a.png"], "output /proc/nowhere/a.png cannot be written"),
+        (["--output", "/proc/nowhere/a.png"], "/proc/nowhere/a.png cannot be written"),
         (["--num_steps", "-1"], "num_steps must not be negative"),
         (["--output", "picture.jpg"], "output must end in .png, got picture.jpg"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--figure", "coffee-filled.png"], "output and figure must be two files"),
+        (["--whole"], "whole needs mask"),
         (["--no_such_option"], "unrecognized arguments: --no_such_option"),
     ],
 )

@@ -88,7 +88,7 @@ def test_leaves_a_complete_folder(finished):
     assert names >= {"config.json", "model.safetensors", "preprocessor_config.json", "all_results.json", "samples"}
     assert [name for name in names if name.startswith(".")] == [".lock"]
     assert {path.name for path in (folder / "samples").iterdir()} == {
-        "reconstructions.png", "descent.png", "energy.png",
+        "reconstructions.png", "descent.png", "energy.png", "token_energies.png",
     }  # fmt: skip
     for path in (folder / "samples").iterdir():
         picture = Image.open(path)

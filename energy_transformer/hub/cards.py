@@ -30,7 +30,8 @@ _KINDS = {
 _CAPTIONS = {
     "reconstructions": "Held-out images, masked, reconstructed, and the baselines",
     "confusion_matrix": "Confusion matrix of the held-out images",
-    "energy": "Energy of held-out images along the descent",
+    "energy": "Energy of held-out images and its parts along the descent, relative to the start",
+    "token_energies": "Energy of each patch along the descent: bright is high, dark has settled",
     "descent": "Hidden patches as decoded at the steps of the descent",
 }
 

@@ -4,24 +4,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from ..metrics.confusion import Confusion
+from .pictures import Picture, draw_image, panel_size
 
 _MAX_NAMES = 30
 _COLUMNS = 8
 
 
-def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Figure:
+def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Picture:
     """Rows are true labels, columns predicted ones; the shade is the share of the true label, the number the count.
 
     Of more than 30 labels those 30 are shown that are confused most.
+
+    Values:
+        counts: (shown labels, shown labels).
     """
     chosen = confusion.most_confused(len(names), _MAX_NAMES)
     counts, images = confusion.matrix(chosen), confusion.images(len(names))[chosen]
     shares = counts / np.maximum(images[:, None], 1)
     side = 2 + 0.45 * len(chosen)
-    figure = Figure(figsize=(side + 0.8, side))
+    figure = Picture(side + 0.8, side, {"counts": counts})
     axis = figure.subplots()
     figure.colorbar(axis.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true label", shrink=0.8)
     axis.set_xlabel("predicted")
@@ -35,21 +38,24 @@ def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Figure:
         if count:
             color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(count), ha="center", va="center", fontsize=6, color=color)
-    figure.tight_layout()
     return figure
 
 
-def predictions_figure(images: torch.Tensor, predicted: Sequence[str], true: Sequence[str]) -> Figure:
-    """Images (B, C, H, W) in [0, 1], each with its predicted label, and with the true one where that is another."""
-    rows = -(-len(images) // _COLUMNS)
-    figure = Figure(figsize=(1.4 * _COLUMNS, 1.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for axis, image, guess, label in zip(axes, images, predicted, true, strict=False):
-        pixels = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-        axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
-        right = guess == label
-        title = guess if right else f"{guess}\n(true: {label})"
-        axis.set_title(title, fontsize=6, color="black" if right else "tab:red")
+def predictions_figure(images: torch.Tensor, predicted: Sequence[str], true: Sequence[str]) -> Picture:
+    """Images (B, C, H, W) in [0, 1], each with its predicted label, and with the true one where that is another.
+
+    Values:
+        right: (B,) booleans.
+    """
+    right = np.array([guess == label for guess, label in zip(predicted, true, strict=True)])
+    columns, rows = min(_COLUMNS, len(images)), -(-len(images) // _COLUMNS)
+    width, height = panel_size(*images.shape[-2:])
+    figure = Picture(columns * (width + 0.15), rows * (height + 0.5) + 0.3, {"right": right})
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(images) :]:
+        axis.set_axis_off()
+    for axis, image, guess, label, is_right in zip(axes, images, predicted, true, right, strict=False):
+        draw_image(axis, image, guess if is_right else f"{guess}\nbut it is: {label}")
+        axis.title.set(color="black" if is_right else "tab:red", fontsize=7)
+    figure.suptitle(f"{right.sum()} of {len(images)} held-out images are told right", fontsize=9)
     return figure

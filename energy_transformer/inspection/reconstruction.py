@@ -4,37 +4,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import AutoModelForMaskedImageModeling
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..data import denormalize, load_image, normalize, resize_to_tensor
-from ..data.image_processing import load_image_processor, processor_sizes
-from ..hub import load_pretrained
-from ..masking import draw_masks
+from ..data import denormalize
+from ..metrics import masked_squared_error
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
-from ..patches import patch_mask_to_pixels, patch_mean_and_std, patchify, unpatchify
-from ..utils.errors import UserError
+from ..patches import patch_mean_and_std, patchify, unpatchify
+from .recording import DescentRecord, recorded
 
 
-@dataclass
-class Reconstruction:
-    """Images in [0, 1], predictions unclipped.
+@dataclass(kw_only=True)
+class Reconstruction(DescentRecord):
+    """A descent of which each state was decoded; images in [0, 1], predictions unclipped.
 
     Attributes:
-        images: the originals, (B, C, H, W).
-        mask: True for the patches that were hidden, (B, patches).
         prediction: the decoded result, hidden and visible patches alike, (B, C, H, W).
         frames: the decoded states of the descent, (T + 1, B, C, H, W).
-        energies: of each image at each state, (B, T + 1).
         patch_statistics: where the mean and standard deviation of the hidden patches come from: the model predicts
             them, or, with `norm_pix_loss`, they were estimated or leaked (see [`predicted_pixels`]).
     """
 
-    images: torch.Tensor
-    mask: torch.Tensor
     prediction: torch.Tensor
     frames: torch.Tensor
-    energies: torch.Tensor
     patch_statistics: Literal["predicted", "estimated", "leaked"] = "predicted"
 
     @property
@@ -45,11 +36,11 @@ class Reconstruction:
             "leaked": "LEAK: mean and contrast of the hidden patches are those of the original",
         }.get(self.patch_statistics)
 
-    def filled_in(self, predictions: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-        """The originals with `predictions` (..., B, C, H, W) in the hidden patches alone."""
-        height, width = self.images.shape[-2:]
-        hidden = patch_mask_to_pixels(self.mask, patch_size, (height // patch_size[0], width // patch_size[1]))
-        return torch.where(hidden, predictions, self.images)
+    def errors(self, predictions: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over the hidden pixels, (..., B), of predictions (..., B, C, H, W)."""
+        flat = predictions.reshape(-1, *self.images.shape)
+        errors = [masked_squared_error(each, self.images, self.mask, self.patch_size) for each in flat]
+        return torch.stack(errors).view(predictions.shape[:-3])
 
 
 def predicted_pixels(
@@ -99,11 +90,11 @@ def reconstruct(
     mask: torch.Tensor,
     num_steps: int | None = None,
     leak_statistics: bool = False,
+    attentions: bool = False,
 ) -> Reconstruction:
-    """Hide the patches of `mask` (B, patches) in `pixel_values` (B, C, H, W) and let the model descend.
+    """Hide the patches of `mask` in `pixel_values` (B, C, H, W), let the model descend, and decode each state.
 
-    The images may be of any size that the patch size divides; `processor` is the one that normalized them. For a
-    model with `norm_pix_loss`, see [`predicted_pixels`].
+    Arguments as for [`record_descent`]. For a model with `norm_pix_loss`, see [`predicted_pixels`].
 
     Raises:
         ValueError: for `leak_statistics` and a model without `norm_pix_loss`, which predicts the statistics itself.
@@ -117,22 +108,21 @@ def reconstruct(
         bool_masked_pos=mask,
         interpolate_pos_encoding=True,
         output_hidden_states=True,
-        output_energies=True,
+        output_attentions=attentions,
         num_steps=num_steps,
     )
+    found = recorded(model, processor, pixel_values, mask, outputs, num_steps)
     grid = model.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
-    frames = model.decode_states(outputs.hidden_states, grid)
+    frames = model.decode_states(outputs.hidden_states, grid, num_steps)
     prediction, frames = (
-        denormalize(predicted_pixels(decoded, pixel_values, mask, config, leak_statistics), processor)
+        denormalize(predicted_pixels(decoded, pixel_values, found["mask"], config, leak_statistics), processor)
         for decoded in (outputs.reconstruction, frames)
     )
     return Reconstruction(
-        images=denormalize(pixel_values, processor),
-        mask=mask,
         prediction=prediction,
         frames=frames,
-        energies=outputs.energies,
         patch_statistics=_statistics(config, leak_statistics),
+        **found,
     )
 
 
@@ -140,61 +130,3 @@ def _statistics(config: EnergyTransformerConfig, leaked: bool) -> Literal["predi
     if not config.norm_pix_loss:
         return "predicted"
     return "leaked" if leaked else "estimated"
-
-
-def load_for_reconstruction(checkpoint: str, image_size: list[int] | None = None, device: str | None = None):
-    """Model and image processor of a masked-image checkpoint, the processor for another size of image if asked.
-
-    Raises:
-        UserError: when there is no such checkpoint, the model cannot run at that size, or there is no such device.
-    """
-    model, info = load_pretrained(AutoModelForMaskedImageModeling, checkpoint, output_loading_info=True)
-    if not isinstance(model, EnergyTransformerForMaskedImageModeling):
-        raise UserError(f"checkpoint {checkpoint} holds a {type(model).__name__}, not an Energy Transformer")
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"]))
-        raise UserError(f"checkpoint {checkpoint} holds no masked-image model: it lacks {missing}")
-    processor = load_image_processor(checkpoint)
-    if image_size is not None:
-        sizes = processor_sizes(*_checked_size(image_size, model.config.patch_height_width))
-        processor = load_image_processor(checkpoint, **sizes)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return model.to(device), processor
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _checked_size(image_size: list[int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    height, width = image_size[0], image_size[-1]
-    if len(image_size) > 2 or min(image_size) < 1 or height % patch_size[0] or width % patch_size[1]:
-        raise UserError(
-            f"image_size must be one number or height and width, multiples of the model's patch size {patch_size}, "
-            f"got {image_size}"
-        )
-    return height, width
-
-
-def prepare_image(
-    path: str,
-    model: EnergyTransformerForMaskedImageModeling,
-    processor,
-    mask_ratio: float | None = None,
-    seed: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """An image file as pixel values (1, C, H, W) and a mask (1, patches) of the model's ratio if none is given.
-
-    Raises:
-        UserError: when the file is no image, or `mask_ratio` is outside (0, 1).
-    """
-    config = model.config
-    image = load_image({"path": path}, config.num_channels, path)
-    pixel_values = normalize(resize_to_tensor(image, processor)[None].to(model.device), processor)
-    grid = model.energy_transformer.embeddings.grid_of(*pixel_values.shape[2:])
-    noise = torch.rand(1, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
-    mask_ratio = config.mask_ratio if mask_ratio is None else mask_ratio
-    try:
-        mask, _ = draw_masks(config.mask_type, noise.to(model.device), grid, mask_ratio)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return pixel_values, mask

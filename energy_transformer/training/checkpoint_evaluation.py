@@ -5,13 +5,14 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data import ImageTensors, load_image_datasets
-from ..inspection.reconstruction import load_for_reconstruction
+from ..data import ImageTensors
+from ..inspection import load_for_reconstruction
 from ..metrics.ssim import WINDOW
 from ..utils.errors import UserError
 from ..utils.files import write_json
 from .checkpoint_evaluation_arguments import EvaluationArguments
-from .loaders import build_eval_loader
+from .feature_evaluation import evaluate_features, feature_lines
+from .loaders import build_eval_loader, load_splits
 from .masked_image_modeling_evaluation import PREDICTORS, evaluation_masks, score_predictions
 
 _METRICS = ("masked_mse", "psnr", "ssim")
@@ -19,7 +20,8 @@ _NAMES = {"model": "model", "mean_color": "mean color", "neighbor_average": "nei
 
 
 def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator: Accelerator) -> dict:
-    """What was evaluated, and `results`: an entry for each mask and predictor, the same on every process.
+    """What was evaluated, and `results`: an entry for each mask and predictor, the same on every process. With
+    `args.features` also `features`, see [`evaluate_features`].
 
     Raises:
         UserError: when the checkpoint, the data or the size of the images do not serve.
@@ -43,6 +45,7 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
             )
             mask = {"mask_type": kind, "mask_ratio": ratio, "hidden_patches": int(masks[0].sum())}
             results += [{**mask, "prediction": name, **scores[name]} for name in PREDICTORS]
+    features = evaluate_features(accelerator.unwrap_model(model), processor, args) if args.features else None
     return {
         "checkpoint": checkpoint,
         "dataset": args.validation_dir or args.train_dir or args.dataset_name,
@@ -55,22 +58,14 @@ def evaluate_checkpoint(checkpoint: str, args: EvaluationArguments, accelerator:
         "seed": args.seed,
         "confidence_level": args.confidence_level,
         "results": results,
+        **({} if features is None else {"features": features}),
     }
 
 
 def _build_loader(args: EvaluationArguments, accelerator: Accelerator, processor) -> DataLoader:
     limit = {"max_train_samples" if args.split == "train" else "max_eval_samples": args.max_eval_samples}
     with accelerator.main_process_first():
-        splits, column = load_image_datasets(
-            dataset_name=args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            image_column_name=args.image_column_name,
-            train_dir=args.train_dir,
-            validation_dir=args.validation_dir,
-            train_val_split=args.train_val_split,
-            seed=args.seed,
-            **limit,
-        )
+        splits, column = load_splits(args, **limit)
         images = ImageTensors(
             splits[args.split],
             column,
@@ -100,7 +95,7 @@ def format_table(report: dict) -> str:
             f"{row['masked_mse']:.5f} ± {half['masked_mse']:.5f}  {row['psnr']:5.2f} ± {half['psnr']:.2f}  "
             f"{row['ssim']:.4f} ± {half['ssim']:.4f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(feature_lines(report["features"]) if "features" in report else [])])
 
 
 def write_report(report: dict, path: Path) -> None:

@@ -56,6 +56,12 @@ class EvaluationArguments(_SharedArguments):
     )
     num_steps: int | None = _measure(None, "The descent steps of each block. They are the model's when not given.")
     confidence_level: float = _measure(0.95, "The level of the intervals for the means over images.")
+    features: bool = _measure(
+        False, "Also tell how well nearest neighbors and a linear probe read labels from the tokens."
+    )
+    label_column_name: str | None = _measure(
+        None, "The column with the labels, for features. It is found by its type when not given."
+    )
     output: str | None = _measure(None, "A JSON file to write the figures to.")
 
     def __post_init__(self) -> None:
@@ -69,6 +75,8 @@ class EvaluationArguments(_SharedArguments):
         ):
             if not all(0 < value < 1 for value in values):
                 raise UserError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
+        if self.label_column_name is not None and not self.features:
+            raise UserError("label_column_name needs features")
         if self.num_steps is not None and self.num_steps < 0:
             raise UserError(f"num_steps must not be negative, got {self.num_steps}")
         if not 0 <= self.seed < 2**32:

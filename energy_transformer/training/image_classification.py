@@ -16,7 +16,7 @@ from ..data import denormalize, normalize
 from ..data.labels import Labels, prepare_labels
 from ..hub import load_pretrained
 from ..inspection.classification_pictures import confusion_figure, predictions_figure
-from ..inspection.visualization import save_figure
+from ..inspection.pictures import even_sample
 from ..metrics.confusion import Confusion
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
 from ..utils.errors import UserError
@@ -156,9 +156,9 @@ class ImageClassificationTraining(Training):
     @torch.no_grad()
     def save_pictures(self, model: EnergyTransformerForImageClassification, folder: Path) -> None:
         if self.confusion is not None:
-            save_figure(confusion_figure(self.confusion, self.names), folder / "confusion_matrix.png")
-        count = min(self.args.num_visual_samples, len(self.eval_images))
-        batch = self.eval_images.__getitems__(list(range(count)))
+            confusion_figure(self.confusion, self.names).save(folder / "confusion_matrix.png")
+        rows = even_sample(len(self.eval_images), self.args.num_visual_samples, self.args.seed)
+        batch = self.eval_images.__getitems__(rows)
         pixel_values = normalize(batch["image"].to(model.device), self.processor)
         model.eval()
         predicted = model(pixel_values).logits.argmax(-1).tolist()
@@ -167,4 +167,4 @@ class ImageClassificationTraining(Training):
             [self.names[label] for label in predicted],
             [self.names[label] for label in batch["label"].tolist()],
         )
-        save_figure(figure, folder / "predictions.png")
+        figure.save(folder / "predictions.png")

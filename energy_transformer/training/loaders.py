@@ -11,11 +11,12 @@ from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader
 from transformers.image_processing_backends import PilBackend
 
-from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report
+from ..data import ImageStream, ImageTensors, StepSampler, StreamLoader, broken_images_report, load_image_datasets
 from ..data.labels import Labels
 from ..utils.errors import UserError
 from ..utils.interruption import leave_signals_to_parent
 from .arguments import CommonArguments
+from .checkpoint_evaluation_arguments import EvaluationArguments
 
 logger = get_logger(__name__)
 Batch = dict[str, torch.Tensor]
@@ -122,6 +123,21 @@ def build_eval_loader(images: ImageTensors, args: CommonArguments) -> DataLoader
 
 def _workers(images: ImageTensors, args: CommonArguments) -> int:
     return 0 if images.is_decoded else args.dataloader_num_workers
+
+
+def load_splits(args: CommonArguments | EvaluationArguments, **options) -> tuple[datasets.DatasetDict, str]:
+    """Splits `train` and `validation`, and the column of images; `options` of [`load_image_datasets`] are those that
+    training and evaluation do not share."""
+    return load_image_datasets(
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        image_column_name=args.image_column_name,
+        train_dir=args.train_dir,
+        validation_dir=args.validation_dir,
+        train_val_split=args.train_val_split,
+        seed=args.seed,
+        **options,
+    )
 
 
 def image_tensors(

@@ -31,7 +31,7 @@ class MaskedImageModelingTraining(Training):
     """One run of `scripts/train_masked_image_modeling.py`."""
 
     args: MaskedImageModelingArguments
-    pictures: ClassVar[tuple[str, ...]] = ("reconstructions.png", "descent.png", "energy.png")
+    pictures: ClassVar[tuple[str, ...]] = ("reconstructions.png", "descent.png", "energy.png", "token_energies.png")
     metric: ClassVar[str] = "eval_masked_mse"
 
     def build_config(self) -> EnergyTransformerConfig:

@@ -15,8 +15,15 @@ from torch.utils.data import DataLoader
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..data import ImageTensors, denormalize, normalize
 from ..hub.tasks import LEAST_ERROR
-from ..inspection.reconstruction import predicted_pixels, reconstruct
-from ..inspection.visualization import descent_figure, energy_figure, reconstruction_figure, save_figure
+from ..inspection import (
+    descent_figure,
+    energy_figure,
+    even_sample,
+    predicted_pixels,
+    reconstruct,
+    reconstruction_figure,
+    token_energy_figure,
+)
 from ..masking import draw_masks
 from ..metrics import load_metric, mean_visible_color, neighbor_average, paint_hidden
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
@@ -128,16 +135,16 @@ def save_pictures(
     args: MaskedImageModelingArguments,
     folder: Path,
 ) -> None:
-    """`reconstructions.png`, `descent.png` and `energy.png` of the first held-out images."""
-    patch_size = model.config.patch_height_width
-    count = min(args.num_visual_samples, len(images))
-    pixel_values = normalize(images.__getitems__(list(range(count)))["image"].to(model.device), processor)
-    mask = evaluation_masks(model.config, len(images), units, args.seed)[:count].to(model.device)
+    """The pictures of some held-out images, chosen evenly with the seed."""
+    rows = even_sample(len(images), args.num_visual_samples, args.seed)
+    pixel_values = normalize(images.__getitems__(rows)["image"].to(model.device), processor)
+    mask = evaluation_masks(model.config, len(images), units, args.seed)[rows].to(model.device)
     result = reconstruct(model, processor, pixel_values, mask)
     baselines = {
-        "neighbor average": neighbor_average(result.images, mask, patch_size),
-        "mean color": mean_visible_color(result.images, mask, patch_size),
+        "neighbor average": neighbor_average(result.images, mask, result.patch_size),
+        "mean color": mean_visible_color(result.images, mask, result.patch_size),
     }
-    save_figure(reconstruction_figure(result, patch_size, baselines), folder / "reconstructions.png")
-    save_figure(descent_figure(result, patch_size, max_images=4), folder / "descent.png")
-    save_figure(energy_figure(result.energies), folder / "energy.png")
+    reconstruction_figure(result, baselines).save(folder / "reconstructions.png")
+    descent_figure(result, max_images=4).save(folder / "descent.png")
+    energy_figure(result).save(folder / "energy.png")
+    token_energy_figure(result).save(folder / "token_energies.png")

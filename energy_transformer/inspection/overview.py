@@ -1,0 +1,62 @@
+"""One picture that tells what an Energy Transformer does."""
+
+import torch
+
+from .energy_pictures import color_scale, draw_map
+from .pictures import COLORS, Picture, draw_image, panel_size
+from .reconstruction import Reconstruction
+
+_SHARES = (0, 1 / 6, 1 / 3, 2 / 3, 1)  # of the descent, whose first steps do most
+_SIDE = 1.35  # inches of a panel's shorter side
+
+
+def overview_figure(result: Reconstruction, image: int = 0, steps: list[int] | None = None) -> Picture:
+    """One image from its mask to the result: the decoded states over the energy of each patch, beside the energy curve.
+
+    Args:
+        result: of [`reconstruct`].
+        image: its place in the batch.
+        steps: which states to show; the start, the end and three between, most of them early, when None.
+
+    Values:
+        energies: (T + 1,).
+        token_energies: (T + 1, rows, columns).
+        errors: (T + 1,).
+    """
+    if steps is None:
+        steps = sorted({int(share * result.num_steps) for share in _SHARES})
+    maps, energies = result.energy_map()[image], result.energies[image]
+    errors = result.errors(result.frames)[:, image]
+    values = {"energies": energies, "token_energies": maps, "errors": errors}
+    width, height = panel_size(*result.images.shape[-2:])
+    width, height = _SIDE * width / min(width, height), _SIDE * height / min(width, height)
+    columns = len(steps) + 2
+    picture = Picture(columns * (width + 0.1) + 2.9, 2 * (height + 0.35) + 0.45, values)
+    images, curve = picture.subfigures(1, 2, width_ratios=[columns * (width + 0.1), 2.9])
+    axes = images.subplots(2, columns)
+    draw_image(axes[0, 0], result.masked_images[image], "masked photo")
+    draw_image(axes[0, -1], result.images[image], "the truth")
+    for axis in (axes[1, 0], axes[1, -1]):
+        axis.set_axis_off()
+    axes[1, 0].text(0.98, 0.5, "energy of\neach patch:\nbright is high,\ndark is settled", ha="right", va="center",
+                    transform=axes[1, 0].transAxes, fontsize=9)  # fmt: skip
+    frames, scale = result.filled_in(result.frames)[:, image], color_scale(maps)
+    for top, bottom, step in zip(axes[0, 1:-1], axes[1, 1:-1], steps, strict=True):
+        title = "start" if step == 0 else "result" if step == result.num_steps else f"step {step}"
+        draw_image(top, frames[step], title, f"error {errors[step].item():.4f}")
+        draw_map(bottom, maps[step], scale)
+    _draw_curve(curve.subplots(), energies - energies[0], steps)
+    images.suptitle("Tokens descend an energy, and the hidden patches of a photo fill in", fontsize=11)
+    return picture
+
+
+def _draw_curve(axis, values: torch.Tensor, steps: list[int]) -> None:
+    numbers = values.cpu().numpy()
+    axis.plot(numbers, color=COLORS["energy"], linewidth=2)
+    axis.plot(steps, numbers[steps], "o", color="tab:red", markersize=6, zorder=3)
+    axis.set_title("The energy falls", fontsize=11)
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_ylabel("energy − its start", fontsize=9)
+    axis.locator_params(axis="x", integer=True)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
