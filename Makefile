@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow test-signals conformance bench docs lint format clean
+.PHONY: help train train-classification test test-slow test-signals conformance bench docs notebooks lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -55,6 +55,9 @@ bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=
 docs: .venv/.docs ## Build the documentation site into build/docs; open its index.html
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs $(ARGS)
 	@echo "site: build/docs/index.html"
+
+notebooks: $(INSTALLED) ## Run the notebooks and store what they show
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

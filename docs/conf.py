@@ -7,7 +7,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE / "extensions")]
 
-from energy_transformer import __version__  # noqa: E402
+from energy_transformer import __version__, data  # noqa: E402
+
+for name in data.__all__:  # which it imports when they are used; autodoc looks for what is there
+    setattr(data, name, getattr(data, name))
+
+# the notebooks lie outside of the one folder that Sphinx reads, and their links lead to the pages from there
+(HERE / "notebooks").mkdir(exist_ok=True)
+for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+    (HERE / "notebooks" / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
 
 project = "energy-transformer"
 author = "The energy-transformer authors"
