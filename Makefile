@@ -6,7 +6,8 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification test test-slow test-signals conformance bench docs notebooks lint format clean
+.PHONY: help train train-classification demo-weights test test-slow test-signals conformance bench docs notebooks dist \
+	lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -25,6 +26,11 @@ train: $(INSTALLED) ## Train the masked autoencoder on embedded photographs (a f
 train-classification: $(INSTALLED) ## Train a classifier of the embedded photographs' crops (a few CPU minutes)
 	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE_CONFIG) --num_cpu_threads_per_process 1 \
 		scripts/train_image_classification.py --output_dir $(OUTPUT)_classification --overwrite_output_dir $(ARGS)
+
+# The weights that come with the package; commit what it changes.
+demo-weights: OUTPUT = outputs/demo_weights
+demo-weights: train ## Train the weights that come with the package, and put them in their place with their card
+	$(BIN)/python scripts/install_demo_weights.py $(OUTPUT)
 
 test: $(INSTALLED) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -58,6 +64,11 @@ docs: .venv/.docs ## Build the documentation site into build/docs; open its inde
 
 notebooks: $(INSTALLED) ## Run the notebooks and store what they show
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
+
+dist: $(INSTALLED) ## Build sdist and wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -39,6 +39,7 @@ from .outputs import (
 )
 from .updates import FlexibleUpdate, Update
 from .utils.errors import UserError
+from .weights import demo_checkpoint
 
 __version__ = "0.1.0"
 
@@ -75,6 +76,7 @@ __all__ = [
     "SoftmaxModernHopfield",
     "Update",
     "UserError",
+    "demo_checkpoint",
     "register_energy_term",
     "vjp",
 ]

@@ -43,7 +43,9 @@ def test_help_lists_each_command_with_a_sentence_and_imports_none():
     done = command(module=("-c", HELP_WITHOUT_TORCH))
     assert done.returncode == 0, done.stderr
     listed = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.MULTILINE))
-    assert sorted(listed) == NAMES and {"convert", "env", "evaluate", "push", "train"} <= set(NAMES)
+    assert sorted(listed) == NAMES and {"convert", "env", "evaluate", "inspect", "push", "reconstruct", "train"} <= set(
+        NAMES
+    )
     for sentence in listed.values():
         assert re.fullmatch(r"[A-Z].*[^.]\.", sentence) and len(sentence) < 120
 
@@ -121,7 +123,9 @@ def test_scripts_are_doors_to_the_same_functions():
     doors = {
         "convert_checkpoint": "convert",
         "evaluate_masked_image_modeling": "evaluate",
+        "inspect_model": "inspect",
         "push_to_hub": "push",
+        "reconstruct": "reconstruct",
         "train_image_classification": "train",
         "train_masked_image_modeling": "train",
     }

@@ -16,6 +16,7 @@ from ..training.hardware import device_name
 from ..training.recipes import configuration_folder, find_launch_file
 from ..utils.command_line import OneLineErrors
 from ..utils.extras import extras, requirements
+from ..weights import demo_checkpoint
 
 _HEADS, _HEAD_DIM = 12, 64  # of the paper's model
 _TOKENS = (65, 197, 577, 1025, 4097)
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
         print(find_launch_file(args.launch_file))
         return
     lines = [("energy-transformer", f"{__version__} in {Path(__file__).parents[1]}"), *_versions(), *_devices()]
-    lines += [*_attention(), ("configuration", str(configuration_folder()))]
+    lines += [*_attention(), ("configuration", str(configuration_folder())), ("demo weights", str(demo_checkpoint()))]
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:<{width}}  {text}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..utils.command_line import OneLineErrors
 from ..utils.errors import UserError
+from ..weights import demo_checkpoint
 
 _OF_A_MASK = {"whole": False, "scale": None, "overlap": None}
 _OF_NO_MASK = {"image_size": None, "mask_ratio": None, "leak_statistics": False}
@@ -18,7 +19,12 @@ _OVERLAP = 0.5
 
 def build_parser() -> OneLineErrors:
     parser = OneLineErrors(description=__doc__, allow_abbrev=False)
-    parser.add_argument("checkpoint", help="Folder or Hub repository of a masked-image model, such as outputs/demo.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default=str(demo_checkpoint()),
+        help="Folder or Hub repository of a masked-image model; the one that comes with the package when not given.",
+    )
     parser.add_argument("image", help="Image file of any size.")
     parser.add_argument("--output", type=Path, help="Filled image to write, a PNG; IMAGE-filled.png when not given.")
     parser.add_argument("--figure", type=Path, help="Picture of the descent; OUTPUT-descent.png when not given.")

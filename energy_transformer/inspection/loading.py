@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedImageModeling
 
-from ..data import ImageTensors, load_image, load_image_datasets, normalize, resize_to_tensor
+from ..data import load_image, normalize, resize_to_tensor
 from ..data.image_processing import load_image_processor, processor_sizes
 from ..hub import load_pretrained
 from ..hub.tasks import TASKS
@@ -98,6 +98,8 @@ def image_files(paths: Sequence[str], processor) -> torch.Tensor:
 def demo_images(split: str, number: int, processor, seed: int = 0) -> torch.Tensor:
     """Crops of the embedded photographs as uint8 (B, C, H, W), chosen evenly with the seed: of the `"train"` or the
     held-out `"validation"` images."""
+    from ..data import ImageTensors, load_image_datasets  # which need the extra `train`
+
     splits, column = load_image_datasets("demo")
     images = ImageTensors(splits[split], column, processor)
     return images.__getitems__(even_sample(len(images), number, seed))["image"]
