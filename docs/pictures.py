@@ -1,4 +1,4 @@
-"""Draw the two pictures of docs/why.md: `python docs/pictures.py`."""
+"""Draw the pictures of the pages: `python docs/pictures.py`."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from energy_transformer import EnergyBlock, EnergyLayerNorm, Record, SoftmaxModernHopfield, Update
+from energy_transformer import (
+    EnergyBlock,
+    EnergyLayerNorm,
+    Record,
+    SoftmaxModernHopfield,
+    Update,
+    demo_checkpoint,
+)
+from energy_transformer.data import normalize
+from energy_transformer.inspection import (
+    Picture,
+    attention_figure,
+    demo_images,
+    descent_figure,
+    load_for_inspection,
+    memory_figure,
+    overview_figure,
+    random_masks,
+    reconstruct,
+    record_descent,
+    token_energy_figure,
+)
 
 FOLDER = Path(__file__).parent / "images"
 BLUE, ORANGE, GRAY = "#2b6cb0", "#dd6b20", "#4a5568"
@@ -94,6 +115,24 @@ def landscape() -> Figure:
     return figure
 
 
+def of_the_demo() -> dict[str, Picture]:
+    """What there is to see in the model that comes with the package, on crops that were held out of its training."""
+    model, processor = load_for_inspection(demo_checkpoint())
+    crops = normalize(demo_images("validation", 16, processor, seed=3), processor)
+    mask = random_masks(model, crops)
+    record = record_descent(model, processor, crops, mask, attentions=True)
+    shown = [9, 12, 1]
+    result = reconstruct(model, processor, crops[shown], mask[shown])
+    training = normalize(demo_images("train", 512, processor), processor)
+    return {
+        "overview": overview_figure(result, image=2),
+        "descent": descent_figure(result),
+        "token_energies": token_energy_figure(result),
+        "attention": attention_figure(record, image=1),
+        "memories": memory_figure(model, processor, training),
+    }
+
+
 if __name__ == "__main__":
-    for name, figure in (("one_block", one_block()), ("landscape", landscape())):
+    for name, figure in {"one_block": one_block(), "landscape": landscape(), **of_the_demo()}.items():
         figure.savefig(FOLDER / f"{name}.png", dpi=150)

@@ -16,7 +16,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
-from documents import NOTEBOOKS, PAGES, REFERENCE, ROOT, blocks, commands, name_of
+from documents import NOTEBOOKS, PAGES, REFERENCE, ROOT, blocks, commands, name_of, text_of
 
 import energy_transformer
 from energy_transformer.energies import ENERGY_TERMS
@@ -97,9 +97,22 @@ def test_commands_and_options_exist(page, help_of, capsys):
         check_command(command, help_of, capsys)
 
 
+COMMANDS = [("train", task) for task in ("masked-image-modeling", "image-classification")]
+COMMANDS += [(path.stem,) for path in (ROOT / "energy_transformer" / "commands").glob("[a-z]*.py")]
+
+
+def test_options_in_the_text_exist(help_of, capsys):
+    """Those that stand between backticks."""
+    known = set().union(*(help_of(words, capsys) for words in COMMANDS))
+    for page in PAGES:
+        inline = re.findall(r"`([^`\n]+)`", text_of(page))
+        named = {option for code in inline for option in re.findall(r"(?<!\S)--[a-z][a-z_]*", code)}
+        assert named - known == set(), name_of(page)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_to_files(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = text_of(page)
     links = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r"(?:src|href)=\"([^\"]+)\"", text)]
     local = {link.partition("#")[0] for link in links if not EXTERNAL.match(link) and not link.startswith("#")}
     assert [link for link in local if not (page.parent / link).exists() and not is_made_by_the_site(page, link)] == []
