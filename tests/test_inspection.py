@@ -1,9 +1,11 @@
 """Pictures of what a model does, and the numbers behind them."""
 
 import io
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,3 +275,16 @@ def test_mistakes_of_the_command(small_model, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             inspect_command([str(tmp_path / "model"), *words])
+
+
+def test_the_first_picture_of_the_readme(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    PROCESSOR.save_pretrained(tmp_path)
+    script = Path(__file__).parents[1] / "docs" / "first_picture.py"
+    runpy.run_path(str(script))["main"](str(tmp_path), str(tmp_path / "picture.png"))
+    with (
+        Image.open(tmp_path / "picture.png") as drawn,
+        Image.open(script.parent / "images" / "first_picture.png") as shown,
+    ):
+        assert abs(drawn.height - shown.height) < 30
+        assert (script.parent / "images" / "first_picture.png").stat().st_size < 300_000

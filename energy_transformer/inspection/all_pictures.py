@@ -77,7 +77,7 @@ def _of_descent(record: DescentRecord, patch: tuple[int, int] | None) -> Iterato
 
 def _example(record: DescentRecord) -> int:
     """The image of most contrast."""
-    return int(record.images.flatten(1).std(1).argmax())
+    return int(record.images.mean(1).flatten(1).std(1).argmax())
 
 
 def _has_memories(model: EnergyTransformerPreTrainedModel) -> bool:

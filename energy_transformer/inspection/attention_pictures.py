@@ -4,7 +4,7 @@ import torch
 from matplotlib.patches import Rectangle
 
 from .energy_pictures import label_bar
-from .pictures import Picture, draw_image, even_steps, label_panel, panel_size
+from .pictures import Picture, draw_image, label_panel, panel_size, shown_steps
 from .recording import DescentRecord
 
 _MAX_MAPS = 7
@@ -33,7 +33,7 @@ def attention_figure(record: DescentRecord, image: int = 0, patch: tuple[int, in
     special = record.attentions.shape[-1] - record.mask.shape[1]
     weights = record.attentions[:, image, :, special + row * columns + column].transpose(0, 1)
     maps = record.on_grid(weights)
-    steps = even_steps(len(record.attentions) - 1, _MAX_MAPS)
+    steps = shown_steps(len(record.attentions) - 1, _MAX_MAPS)
     heads = len(maps)
     width, height = panel_size(*record.images.shape[-2:])
     picture = Picture((width + 0.08) * (len(steps) + 1) + 0.7, (height + 0.1) * heads + 0.6, {"attentions": maps})
@@ -50,7 +50,8 @@ def attention_figure(record: DescentRecord, image: int = 0, patch: tuple[int, in
             _frame(axis, record, row, column)
         line[1].set_ylabel(f"head {head + 1}", fontsize=8)
     label_bar(picture.colorbar(drawn, ax=axes[:, 1:], fraction=0.02, pad=0.01), "share of the attention")
-    picture.suptitle(f"Where the framed patch looks (row {row}, column {column}){_told(weights, special)}", fontsize=9)
+    title = f"Where the framed patch looks (row {row}, column {column}){_told(weights, special)}"
+    picture.add_note(title, size=9)
     return picture
 
 
@@ -85,7 +86,8 @@ def _draw_attention(axis, record: DescentRecord, image: int, weights: torch.Tens
     height, width = record.images.shape[-2:]
     gray = record.masked_images[image].mean(0).cpu().clamp(0, 1).numpy()
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axis.imshow(gray, cmap="gray", vmin=-0.3, vmax=1.3)
-    drawn = axis.imshow(weights.cpu().numpy(), cmap="inferno", alpha=0.72, extent=extent, **scale)
+    axis.imshow(gray, cmap="gray", vmin=-0.2, vmax=1.6)
+    opacity = (weights / max(scale["vmax"], 1e-9)).clamp(0, 1).sqrt().mul(0.9).cpu().numpy()
+    drawn = axis.imshow(weights.cpu().numpy(), cmap="inferno", alpha=opacity, extent=extent, **scale)
     label_panel(axis, title)
     return drawn

@@ -24,7 +24,7 @@ from ..masking import patch_mask
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..patches import patch_mask_to_pixels
 from ..utils.errors import UserError
-from .pictures import Picture, even_steps, image_grid
+from .pictures import Picture, image_grid, shown_steps
 from .reconstruction import predicted_pixels
 
 _HOLE = 1 / 4  # of the model's side: the radius of a hole that it looks across
@@ -198,7 +198,7 @@ class _Painter:
     def __init__(self, model, processor, pixel_values: torch.Tensor, touched: torch.Tensor, num_steps: int | None):
         self.model, self.processor, self.num_steps = model, processor, num_steps
         self.pixel_values, self.touched = pixel_values, touched
-        self.steps = even_steps(sum(model.base_model.steps_of_layers(num_steps)), _MAX_FRAMES)
+        self.steps = shown_steps(sum(model.base_model.steps_of_layers(num_steps)), _MAX_FRAMES)
         channels, height, width = pixel_values.shape[1:]
         self.sum = torch.zeros(len(self.steps), channels, height, width)
         self.weights = torch.zeros(height, width)

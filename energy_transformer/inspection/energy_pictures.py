@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .pictures import COLORS, WORDS, Picture, draw_image, draw_spread, even_steps, label_panel, panel_size, spread_note
+from .pictures import COLORS, WORDS, Picture, draw_image, draw_spread, label_panel, panel_size, shown_steps, spread_note
 from .recording import DescentRecord
 
 _MAX_MAPS = 7
@@ -49,23 +49,24 @@ def token_energy_figure(record: DescentRecord, term: str | None = None, max_imag
         ValueError: for a term that the model has not.
     """
     maps = record.energy_map(term)
-    steps, shown = even_steps(record.num_steps, _MAX_MAPS), range(len(record.images))[:max_images]
+    steps, shown = shown_steps(record.num_steps, _MAX_MAPS), range(len(record.images))[:max_images]
     width, height = panel_size(*record.images.shape[-2:])
-    picture = Picture(
-        (width + 0.08) * (len(steps) + 2) + 0.7, (height + 0.08) * len(shown) + 0.6, {"token_energies": maps}
-    )
-    axes = picture.subplots(len(shown), len(steps) + 2, squeeze=False)
+    inputs = 1 + bool(record.mask.any())
+    columns = len(steps) + inputs
+    picture = Picture((width + 0.08) * columns + 0.7, (height + 0.08) * len(shown) + 0.6, {"token_energies": maps})
+    axes = picture.subplots(len(shown), columns, squeeze=False)
     scale = color_scale(maps[: len(shown)])
     for row, i in zip(axes, shown, strict=True):
         first = i == 0
         draw_image(row[0], record.images[i], "original" if first else "")
-        draw_image(row[1], record.masked_images[i], "masked" if first else "")
-        for axis, t in zip(row[2:], steps, strict=True):
+        if inputs == 2:
+            draw_image(row[1], record.masked_images[i], "masked" if first else "")
+        for axis, t in zip(row[inputs:], steps, strict=True):
             drawn = draw_map(axis, maps[i, t], scale, f"step {t}" if first else "")
-    bar = picture.colorbar(drawn, ax=axes[:, 2:], fraction=0.02, pad=0.01, aspect=10 * len(shown))
+    bar = picture.colorbar(drawn, ax=axes[:, inputs:], fraction=0.02, pad=0.01, aspect=10 * len(shown))
     label_bar(bar)
     part = "" if term is None else f"{WORDS.get(term, term)} part of the "
-    picture.suptitle(f"The {part}energy of each patch, step by step: bright is high, dark has settled", fontsize=9)
+    picture.add_note(f"The {part}energy of each patch, step by step: bright is high, dark has settled", size=9)
     return picture
 
 

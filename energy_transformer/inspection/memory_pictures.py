@@ -77,7 +77,7 @@ def _draw_memories(surroundings: torch.Tensor, values: dict[str, torch.Tensor]) 
     is_decoded = "decoded" in values
     lines, columns = -(-count // 2), shown + is_decoded
     height, width = surroundings.shape[-2] // 3, surroundings.shape[-1] // 3
-    picture = Picture(0.62 * (2 * columns + 1), 0.62 * lines * height / width + 0.55, values)
+    picture = Picture(0.62 * (2 * columns + 1), 0.62 * lines * height / width + 0.65, values)
     axes = picture.subplots(lines, 2 * columns + 1, squeeze=False, width_ratios=[*[1] * columns, 0.5, *[1] * columns])
     for axis in axes.ravel():
         axis.set_axis_off()
@@ -95,8 +95,8 @@ def _draw_memories(surroundings: torch.Tensor, values: dict[str, torch.Tensor]) 
             corner = [(width - 0.5, height - 0.5), (2 * width - 0.5, 2 * height - 0.5)]
             (x, y), (right, bottom) = corner
             axis.plot([x, right, right, x, x], [y, y, bottom, bottom, y], color="tab:cyan", linewidth=0.9)
-    what = "as the decoder draws them, and " if is_decoded else ""
-    picture.suptitle(f"Memories (by number), {what}the patches (framed) that activate each most", fontsize=9)
+    what = ", as the decoder draws them," if is_decoded else ""
+    picture.add_note(f"Memories (by number){what} and the patches (framed) that activate each most", size=9)
     return picture
 
 

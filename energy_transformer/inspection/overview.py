@@ -3,10 +3,9 @@
 import torch
 
 from .energy_pictures import color_scale, draw_map
-from .pictures import COLORS, Picture, draw_image, panel_size
+from .pictures import COLORS, Picture, draw_image, panel_size, shown_steps
 from .reconstruction import Reconstruction
 
-_SHARES = (0, 1 / 6, 1 / 3, 2 / 3, 1)  # of the descent, whose first steps do most
 _SIDE = 1.35  # inches of a panel's shorter side
 
 
@@ -16,15 +15,14 @@ def overview_figure(result: Reconstruction, image: int = 0, steps: list[int] | N
     Args:
         result: of [`reconstruct`].
         image: its place in the batch.
-        steps: which states to show; the start, the end and three between, most of them early, when None.
+        steps: which states to show; five when None, most of them early.
 
     Values:
         energies: (T + 1,).
         token_energies: (T + 1, rows, columns).
         errors: (T + 1,).
     """
-    if steps is None:
-        steps = sorted({int(share * result.num_steps) for share in _SHARES})
+    steps = shown_steps(result.num_steps, 5) if steps is None else steps
     maps, energies = result.energy_map()[image], result.energies[image]
     errors = result.errors(result.frames)[:, image]
     values = {"energies": energies, "token_energies": maps, "errors": errors}
@@ -39,14 +37,17 @@ def overview_figure(result: Reconstruction, image: int = 0, steps: list[int] | N
     for axis in (axes[1, 0], axes[1, -1]):
         axis.set_axis_off()
     axes[1, 0].text(0.98, 0.5, "energy of\neach patch:\nbright is high,\ndark is settled", ha="right", va="center",
-                    transform=axes[1, 0].transAxes, fontsize=9)  # fmt: skip
+                    transform=axes[1, 0].transAxes, fontsize=11)  # fmt: skip
     frames, scale = result.filled_in(result.frames)[:, image], color_scale(maps)
     for top, bottom, step in zip(axes[0, 1:-1], axes[1, 1:-1], steps, strict=True):
         title = "start" if step == 0 else "result" if step == result.num_steps else f"step {step}"
         draw_image(top, frames[step], title, f"error {errors[step].item():.4f}")
         draw_map(bottom, maps[step], scale)
+    for axis in axes.ravel():
+        axis.title.set_fontsize(11)
+        axis.xaxis.label.set_fontsize(10)
     _draw_curve(curve.subplots(), energies - energies[0], steps)
-    images.suptitle("Tokens descend an energy, and the hidden patches of a photo fill in", fontsize=11)
+    images.suptitle("Tokens descend an energy, and the hidden patches of a photo fill in", fontsize=13)
     return picture
 
 
@@ -54,9 +55,9 @@ def _draw_curve(axis, values: torch.Tensor, steps: list[int]) -> None:
     numbers = values.cpu().numpy()
     axis.plot(numbers, color=COLORS["energy"], linewidth=2)
     axis.plot(steps, numbers[steps], "o", color="tab:red", markersize=6, zorder=3)
-    axis.set_title("The energy falls", fontsize=11)
-    axis.set_xlabel("step", fontsize=9)
-    axis.set_ylabel("energy − its start", fontsize=9)
+    axis.set_title("The energy falls", fontsize=13)
+    axis.set_xlabel("step", fontsize=11)
+    axis.set_ylabel("energy of the photo, from its start", fontsize=11)
     axis.locator_params(axis="x", integer=True)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)

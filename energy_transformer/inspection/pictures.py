@@ -129,10 +129,12 @@ def spread_note(images: int) -> str:
     return f"line: median of {images} images, band: 80 % of them" if images > 1 else "of one image"
 
 
-def even_steps(num_steps: int, most: int) -> list[int]:
-    """At most so many of the states 0 … T, evenly, the first and the last included."""
-    count = min(most, num_steps + 1)
-    return sorted({round(i * num_steps / max(count - 1, 1)) for i in range(count)})
+def shown_steps(num_steps: int, most: int) -> list[int]:
+    """At most so many of the states 0 … T, the first and the last included, and denser at the start: the first steps
+    move the tokens most."""
+    if num_steps < most:
+        return list(range(num_steps + 1))
+    return sorted({round(num_steps * (i / (most - 1)) ** 2) for i in range(most)})
 
 
 def even_sample(count: int, number: int, seed: int = 0) -> list[int]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from .pictures import Picture, even_steps, image_grid
+from .pictures import Picture, image_grid, shown_steps
 from .reconstruction import Reconstruction
 
 _MAX_FRAMES = 7
@@ -41,7 +41,7 @@ def descent_figure(result: Reconstruction, max_images: int | None = None) -> Pic
         errors: (B, T + 1).
         energies: (B, T + 1).
     """
-    steps = even_steps(result.num_steps, _MAX_FRAMES)
+    steps = shown_steps(result.num_steps, _MAX_FRAMES)
     errors, energies = result.errors(result.frames).T, result.energies
     frames, masked = result.filled_in(result.frames), result.masked_images
     shown = range(len(result.images))[:max_images]
