@@ -1,4 +1,4 @@
-"""Draw the pictures of the pages: `python docs/pictures.py`."""
+"""Draw the pictures of the pages, but for the first one (`first_picture.py`): `python docs/pictures.py`."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,6 @@ from energy_transformer.inspection import (
     descent_figure,
     load_for_inspection,
     memory_figure,
-    overview_figure,
     random_masks,
     reconstruct,
     record_descent,
@@ -125,7 +124,6 @@ def of_the_demo() -> dict[str, Picture]:
     result = reconstruct(model, processor, crops[shown], mask[shown])
     training = normalize(demo_images("train", 512, processor), processor)
     return {
-        "overview": overview_figure(result, image=2),
         "descent": descent_figure(result),
         "token_energies": token_energy_figure(result),
         "attention": attention_figure(record, image=1),
