@@ -6,7 +6,8 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength dist lint format clean
+.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength \
+	docs notebooks dist lint format clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -39,7 +40,7 @@ test: $(INSTALLED) ## Run the test suite
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ 'torchao>=0.18'
 	@touch $@
 
-test-slow: $(INSTALLED) .torchao ## Run the tests that take minutes
+test-slow: .venv/.docs .torchao ## Run the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --ignore tests/test_signals.py $(ARGS)
 	PYTHONPATH=.torchao OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ecosystem_quantization.py tests/test_ecosystem_docs.py
 
@@ -62,6 +63,18 @@ bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=
 
 strength: $(INSTALLED) ## Compare the models with transformers of their size (hours; goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py $(ARGS)
+
+# Sphinx is of use to nobody else: its own stamp keeps it out of what the tests need.
+.venv/.docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: .venv/.docs ## Build the documentation site into build/docs; open its index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs $(ARGS)
+	@echo "site: build/docs/index.html"
+
+notebooks: $(INSTALLED) ## Run the notebooks and store what they show
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py
 
 dist: $(INSTALLED) ## Build sdist and wheel into dist/, and check them
 	rm -rf dist

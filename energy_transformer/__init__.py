@@ -22,6 +22,7 @@ from .energies import (
     GELUModernHopfield,
     SoftmaxModernHopfield,
     register_energy_term,
+    vjp,
 )
 from .energy_transformers import EnergyMHA, EnergyTransformer
 from .modeling_energy_transformer import (
@@ -30,7 +31,14 @@ from .modeling_energy_transformer import (
     EnergyTransformerModel,
     EnergyTransformerPreTrainedModel,
 )
-from .updates import Update
+from .outputs import (
+    EnergyParts,
+    EnergyTransformerImageClassifierOutput,
+    EnergyTransformerMaskedImageModelingOutput,
+    EnergyTransformerModelOutput,
+)
+from .updates import FlexibleUpdate, Update
+from .utils.errors import UserError
 from .weights import demo_checkpoint
 
 __version__ = "0.1.0"
@@ -51,17 +59,24 @@ __all__ = [
     "EnergyContext",
     "EnergyLayerNorm",
     "EnergyMHA",
+    "EnergyParts",
     "EnergyTerm",
     "EnergyTransformer",
     "EnergyTransformerConfig",
     "EnergyTransformerForImageClassification",
     "EnergyTransformerForMaskedImageModeling",
+    "EnergyTransformerImageClassifierOutput",
+    "EnergyTransformerMaskedImageModelingOutput",
     "EnergyTransformerModel",
+    "EnergyTransformerModelOutput",
     "EnergyTransformerPreTrainedModel",
+    "FlexibleUpdate",
     "GELUModernHopfield",
     "Record",
     "SoftmaxModernHopfield",
     "Update",
+    "UserError",
     "demo_checkpoint",
     "register_energy_term",
+    "vjp",
 ]

@@ -1,15 +1,13 @@
 """The page on energies of one's own: its code runs, and every pull is the derivative of its potential."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from documents import ROOT, blocks
 
 from energy_transformer import EnergyContext, EnergyTransformerConfig, EnergyTransformerModel
 from energy_transformer.energies import ENERGY_TERMS, EnergyTerm
 
-PAGE = Path(__file__).parents[1] / "docs" / "your_own_energy.md"
+PAGE = ROOT / "docs" / "your_own_energy.md"
 TERMS = {
     "triangles": {"memories": 5},
     "causal_attention": {"n_heads": 2},
@@ -23,7 +21,7 @@ def names():
     """What the page defines; its names are not registered for the tests after this file."""
     before = dict(ENERGY_TERMS)
     found = {}
-    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S):
+    for code in blocks(PAGE, "python"):
         exec(code, found)
     yield found
     ENERGY_TERMS.clear()

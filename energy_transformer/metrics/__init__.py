@@ -5,6 +5,7 @@ from typing import Any
 
 from .baselines import masked_squared_error, mean_visible_color, neighbor_average, paint_hidden
 
+#: The metrics by name, with the classes that [`load_metric`] makes.
 METRICS = {
     "accuracy": "Accuracy",
     "confusion_matrix": "ConfusionMatrix",
