@@ -1,5 +1,6 @@
 """Which recipe a run takes, what beats it, and what `--help` tells of it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,13 +8,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
+from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.training.arguments import SYNONYMS
 from energy_transformer.training.checkpoint_evaluation_arguments import EvaluationArguments
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.model_configuration import configure
 from energy_transformer.training.parsing import parse_arguments
+from energy_transformer.training.recipes import configuration_folder
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +78,7 @@ def test_what_has_no_recipe_is_told_which_there_are(words, message):
 
 def test_each_task_has_its_own_recipes():
     assert parse(arguments_class=ImageClassificationArguments).output_dir == "outputs/demo_classification"
-    with pytest.raises(UserError, match=r"choose one with --config, of demo_classification$"):
+    with pytest.raises(UserError, match=r"choose one with --config, of demo_classification, mnist5k_classification$"):
         parse("--dataset_name=uoft-cs/cifar10", arguments_class=ImageClassificationArguments)
 
 
@@ -176,3 +180,36 @@ def test_help_is_told_where_there_is_no_recipe():
     assert "after the warm-up. (default: 0.0005)" in help_of("train_masked_image_modeling.py", "--train_dir=x")
     assert " labels: --label_column_name" in help_of("train_image_classification.py")
     assert "--no_horizontal_flip Turn horizontal_flip off." in help_of("train_image_classification.py")
+
+
+MODELS = sorted((configuration_folder() / "models").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", MODELS, ids=lambda file: file.stem)
+def test_every_named_model_can_be_built(file):
+    options = json.loads(file.read_text())
+    with torch.device("meta"):
+        config = configure(MaskedImageModelingArguments(config_name=file.stem))
+        model = EnergyTransformerForMaskedImageModeling(config)
+    assert {name: getattr(config, name) for name in options} == options
+    attention = model.energy_transformer.layers[0].attention
+    assert bool(attention.norm_groups) == file.stem.startswith("normalized") == (config.descent_gradient == "state")
+
+
+def test_the_papers_model_is_the_default():
+    named, default = (configure(MaskedImageModelingArguments(config_name=name)) for name in ("paper_imagenet", None))
+    assert named.to_dict() == default.to_dict()
+
+
+def test_a_model_by_file_and_what_is_none(tmp_path):
+    EnergyTransformerConfig(hidden_size=12).save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "config.json"):
+        assert configure(MaskedImageModelingArguments(config_name=str(name))).hidden_size == 12
+    (tmp_path / "broken.json").write_text("{")
+    for options, told in [
+        ({"config_name": "normalised_cifar10"}, "did you mean 'normalized_cifar10'"),
+        ({"config_name": str(tmp_path / "broken.json")}, "broken.json holds no configuration"),
+        ({"config_name": "paper_cifar10", "model_name_or_path": str(tmp_path)}, "give one of them"),
+    ]:
+        with pytest.raises(UserError, match=told):
+            configure(MaskedImageModelingArguments(**options))

@@ -89,6 +89,10 @@ class CommonArguments:
     shuffle_buffer_size: int = _data(1000, "The images that each worker shuffles at a time when streaming.")
 
     model_name_or_path: str | None = _model(None, "The checkpoint to start from. The model is new when not given.")
+    config_name: str | None = _model(
+        None,
+        "The configuration of a new model: a name of configuration/models, a JSON file or a repository of the Hub.",
+    )
     config_overrides: str | None = _model(
         None,
         "Fields of the model's configuration to change, such as 'hidden_size=64,num_steps=4'.",

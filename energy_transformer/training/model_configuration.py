@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -9,28 +10,24 @@ from transformers import AutoConfig
 
 from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..hub import load_pretrained
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.suggestions import did_you_mean
 from .arguments import CommonArguments
+from .recipes import find_model_configuration
 
 _COMPUTED = ("model_type", "transformers_version", "auto_map", "architectures", "dtype")
 
 
 def configure(args: CommonArguments, **own: Any) -> EnergyTransformerConfig:
-    """That of `model_name_or_path` or the default one, with the options' overrides and a task's `own` fields.
+    """That of `model_name_or_path`, of `config_name` or the default one, with the options' overrides and a task's `own`
+    fields.
 
     Fields that are None keep their value.
 
     Raises:
-        UserError: for an unknown field or an impossible combination.
+        UserError: for an unknown field or an impossible combination, and where both names are given.
     """
-    config = EnergyTransformerConfig()
-    if args.model_name_or_path:
-        config = load_pretrained(AutoConfig, args.model_name_or_path)
-        if not isinstance(config, EnergyTransformerConfig):
-            raise UserError(
-                f"model_name_or_path {args.model_name_or_path} is no Energy Transformer: {config.model_type}"
-            )
+    config = _named(args)
     sizes = {"image_size": args.image_size, "patch_size": args.patch_size}
     fields = {**config.to_dict(), **_parse_overrides(args.config_overrides, config)}
     for name, value in {**sizes, **own}.items():
@@ -42,6 +39,30 @@ def configure(args: CommonArguments, **own: Any) -> EnergyTransformerConfig:
         return EnergyTransformerConfig(**fields)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"model configuration: {str(error.__cause__ or error).splitlines()[-1].strip()}") from error
+
+
+def _named(args: CommonArguments) -> EnergyTransformerConfig:
+    if args.model_name_or_path and args.config_name:
+        raise UserError("config_name is for a new model, and model_name_or_path brings its own: give one of them")
+    option = "model_name_or_path" if args.model_name_or_path else "config_name"
+    name = getattr(args, option)
+    if not name:
+        return EnergyTransformerConfig()
+    if option == "config_name" and not Path(name).exists() and "/" not in name:
+        name = str(find_model_configuration(name))
+    if Path(name).is_file():
+        return _read(Path(name))
+    config = load_pretrained(AutoConfig, name)
+    if not isinstance(config, EnergyTransformerConfig):
+        raise UserError(f"{option} {name} is no Energy Transformer: {config.model_type}")
+    return config
+
+
+def _read(path: Path) -> EnergyTransformerConfig:
+    try:
+        return EnergyTransformerConfig.from_json_file(path)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"config_name {path} holds no configuration of a model: {first_line(error)}") from error
 
 
 def _parse_overrides(text: str | None, config: EnergyTransformerConfig) -> dict:

@@ -1,4 +1,4 @@
-"""The recipes and launch files of `configuration`: which there are, which recipe is a dataset's, and what one says."""
+"""The files of `configuration`: which recipes, models and launch files there are, and what a recipe says."""
 
 import json
 from collections.abc import Collection
@@ -13,8 +13,8 @@ _CLASSIFICATION = "_classification"
 
 
 def configuration_folder() -> Path:
-    """The folder with recipes in `training`, launch files in `accelerate` and a job in `slurm`: inside the package
-    where a wheel brought it, beside it in a clone."""
+    """The folder with recipes in `training`, models in `models`, launch files in `accelerate` and a job in `slurm`:
+    inside the package where a wheel brought it, beside it in a clone."""
     package = Path(__file__).parents[1]
     inside = package / "configuration"
     return inside if inside.is_dir() else package.with_name("configuration")
@@ -37,6 +37,20 @@ def recipes(task: str) -> dict[str, Path]:
     of_classification = task == "image_classification"
     found = sorted((configuration_folder() / "training").glob("*.yaml"))
     return {path.stem: path for path in found if path.stem.endswith(_CLASSIFICATION) == of_classification}
+
+
+def find_model_configuration(name: str) -> Path:
+    """The file of `configuration/models` of that name.
+
+    Raises:
+        UserError: when there is none.
+    """
+    known = {path.stem: path for path in sorted((configuration_folder() / "models").glob("*.json"))}
+    if name not in known:
+        near = did_you_mean(name, known)
+        names = ", ".join(known)
+        raise UserError(f"config_name {name} is neither a file, a repository of the Hub, nor one of {names}{near}")
+    return known[name]
 
 
 def find_recipe(config: str, task: str) -> Path:

@@ -9,8 +9,8 @@ from ..utils.files import LOCAL_PATH
 from .arguments import CommonArguments
 
 PATHS = ("output_dir", "train_dir", "validation_dir")
-PATHS_OR_NAMES = ("dataset_name", "model_name_or_path", "resume_from_checkpoint")
-_WORDS = ("demo", "latest")  # what these options take beside paths and repositories
+PATHS_OR_NAMES = ("dataset_name", "model_name_or_path", "config_name", "resume_from_checkpoint")
+_WORDS = ("demo", "mnist5k", "latest")  # what these options take beside paths and repositories
 
 
 def is_local_path(value: str) -> bool:
