@@ -1,15 +1,15 @@
-"""The first picture of the README: python docs/first_picture.py CHECKPOINT [OUTPUT]
+"""The first picture of the README: python docs/first_picture.py
 
-The photograph is a part of the embedded ones that no training crop of the demo dataset touches, and the picture in
-`docs/images` is of the model that comes with the package: python docs/first_picture.py energy_transformer/weights/demo
+It is of the model that comes with the package, and of a part of the embedded photographs that no training crop of the
+demo dataset touches.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from energy_transformer import demo_checkpoint
 from energy_transformer.data import normalize, resize_to_tensor
 from energy_transformer.data.demo import photograph
 from energy_transformer.inspection import load_for_reconstruction, overview_figure, reconstruct
@@ -20,8 +20,8 @@ MASK_RATIO = 0.3
 EARLY = (0, 1, 2, 4)  # steps, which do most; and the last
 
 
-def main(checkpoint: str, output: str = str(Path(__file__).parent / "images" / "first_picture.png")) -> None:
-    model, processor = load_for_reconstruction(checkpoint, [SIZE])
+def main(output: Path = Path(__file__).parent / "images" / "first_picture.png") -> None:
+    model, processor = load_for_reconstruction(str(demo_checkpoint()), [SIZE])
     photo = Image.fromarray(photograph("coffee.png")).crop(CUP)
     pixel_values = normalize(resize_to_tensor(photo, processor)[None].to(model.device), processor)
     rows, columns = model.base_model.embeddings.grid_of(SIZE, SIZE)
@@ -33,4 +33,4 @@ def main(checkpoint: str, output: str = str(Path(__file__).parent / "images" / "
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
