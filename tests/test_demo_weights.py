@@ -25,8 +25,8 @@ from energy_transformer.training.masked_image_modeling_arguments import MaskedIm
 from energy_transformer.training.parsing import parse_arguments
 
 ROOT = Path(__file__).parents[1]
-# Seeds 0 and 1 were 1.4 % apart at most before the projections were normalized, and 18 % with scattered masks alone; those
-# of the recipe as it is have not been compared yet.
+# Seeds 0 and 1 were 1.4 % apart at most before the projections were normalized, and 18 % with scattered masks alone;
+# those of the recipe as it is have not been compared yet.
 OF_SEEDS = 0.2
 
 
