@@ -42,10 +42,11 @@ def install_command(extra: str) -> str:
 
 
 def explain_missing(module: str) -> str:
-    """One line about a module that cannot be imported: the command that brings it, with the rest of its extra."""
+    """One line about a module that cannot be imported: the command that brings it, with the rest of the smallest extra
+    that has it; another may hold that whole extra."""
     top = module.partition(".")[0]
     name = canonicalize_name(_DISTRIBUTIONS.get(top, top))
-    for extra in extras():
+    for extra in sorted(extras(), key=lambda extra: len(requirements(extra))):
         if name in [canonicalize_name(each.name) for each in requirements(extra)]:
             return f"{top} is missing: {install_command(extra)}"
     return f"{top} is missing: pip install {name}"
