@@ -17,8 +17,8 @@ from .session import Explorer, energy_curve, energy_map
 
 MAX_UPLOAD = "20mb"
 INTRODUCTION = """# Energy Transformer
-Paint over a part of the picture, and let the model fill it in. It descends an energy, step by step: hidden patches
-begin with a high energy and settle. Click on the result to see where a patch looks."""
+Paint over a part of the picture, and let the model fill it in. It descends an energy, step by step, until the patches
+fit to each other. Click on the result to see where a patch looks."""
 
 
 def _tell(function: Callable) -> Callable:

@@ -34,7 +34,7 @@ def energy_figure(record: DescentRecord) -> Picture:
 
 
 def token_energy_figure(record: DescentRecord, term: str | None = None, max_images: int = 4) -> Picture:
-    """The energy of each patch at the steps of the descent: a hidden patch begins high and settles.
+    """The energy of each patch at the steps of the descent: it falls until the patch fits to the others.
 
     Args:
         record: of the descent.
