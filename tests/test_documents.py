@@ -128,6 +128,7 @@ def public_names() -> dict[str, object]:
     """What an `__all__` of the package mentions, and what pages and notebooks import from it."""
     modules = [energy_transformer.__name__]
     modules += [found.name for found in pkgutil.walk_packages(energy_transformer.__path__, "energy_transformer.")]
+    modules.remove("energy_transformer.app.interface")  # a program, which needs gradio
     names = {
         f"{module}.{name}" for module in modules for name in getattr(importlib.import_module(module), "__all__", ())
     }

@@ -142,7 +142,18 @@ def test_the_base_install_says_how_to_train_and_that_works(built, base, tmp_path
 EXTRAS = {
     "convert": ["convert", ROOT / "tests" / "reference" / "jax_flax_masked_image.msgpack", "converted"],
     "train": ["train", "masked-image-modeling", "--config=demo", "--cpu", "--max_train_steps=2", "--output_dir=run"],
-}
+    "mnist,train": ["train", "image-classification", "--dataset_name=mnist5k", "--cpu", "--max_train_steps=2",
+                    "--output_dir=run"],
+}  # fmt: skip
+BUILD_APP = """
+from energy_transformer import demo_checkpoint
+from energy_transformer.app.interface import build
+from energy_transformer.app.session import Explorer
+
+explorer = Explorer.of(str(demo_checkpoint()))
+build(explorer)
+explorer.memories()
+"""
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -153,6 +164,12 @@ def test_each_extra_brings_what_its_command_needs(extra, built, base, tmp_path):
     call(python.with_name("energy-transformer"), *EXTRAS[extra], environment=environment, cwd=tmp_path)
     (model,) = tmp_path.glob("*/model.safetensors")
     assert (model.parent / "preprocessor_config.json").is_file()
+
+
+def test_the_app_has_what_it_needs(built, base, tmp_path):
+    python = new_environment(tmp_path / "env", base)
+    pip_install(python, f"{built[1]}[app]")
+    call(python, "-c", BUILD_APP, environment=CLEAN | {"HF_HOME": str(tmp_path / "home")}, cwd=tmp_path)
 
 
 def test_the_first_minute_without_training_and_network(built, base, photo, tmp_path):
