@@ -63,9 +63,9 @@ def test_each_command_tells_its_options(name, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "error: there is no command 'trian', did you mean 'train'? (convert, "),
-        ([], "error: name a command (convert, "),
-        (["--version"], "error: there is no command '--version' (convert, "),
+        (["trian"], "error: there is no command 'trian', did you mean 'train'? (app, convert, "),
+        ([], "error: name a command (app, convert, "),
+        (["--version"], "error: there is no command '--version' (app, convert, "),
     ],
 )
 def test_a_command_that_is_none_is_one_line(words, message, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -234,7 +235,8 @@ def test_the_term_travels_with_its_checkpoint(small_config, tmp_path):
     save_file(example, tmp_path / "example.safetensors")
     python = build_minimal_environment(sys.executable, tmp_path / "environment")
     folders = tmp_path / "model", tmp_path / "example.safetensors", tmp_path / "again"
-    found = subprocess.run([python, "-c", OPEN, *folders], capture_output=True, text=True, cwd=tmp_path)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run([python, "-c", OPEN, *folders], capture_output=True, text=True, cwd=tmp_path, env=bare)
     assert found.returncode == 0, found.stderr
     assert max(map(float, found.stdout.split())) < 1e-5
 

@@ -267,8 +267,7 @@ def test_a_stream_of_labeled_images(tmp_path):
 
 MEMORY = """
 import resource, sys
-sys.path.insert(0, sys.argv.pop(1))
-from train_image_classification import main
+from energy_transformer.commands.train import image_classification as main
 main(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -282,7 +281,7 @@ def test_many_classes_take_the_memory_of_their_weights(tmp_path):
     words = [f"--train_dir={path}", *SMALL, "--max_train_steps=2", "--per_device_train_batch_size=8", "--cpu",
              f"--output_dir={tmp_path / 'output'}", f"--config={DEMO}"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEMORY, str(SCRIPT.parent), *words]
+    command = [sys.executable, "-c", MEMORY, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 2500
