@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_backends import at_least_float32, is_transformed
 from .context import EnergyContext
-from .energies import BaseModernHopfield, EnergyTerm, RMSNormalized, project, vjp
+from .energies import EnergyTerm, RMSNormalized, project, vjp
 from .updates import State, Update
 
 
@@ -71,12 +71,6 @@ class _Part(NamedTuple):
     width: int
     constants: dict[str, Any]
 
-    @property
-    def is_rectifier(self) -> bool:
-        """Whether the pull is the ReLU of what was projected and nothing else."""
-        plain = not self.constants and not self.term.norm_groups
-        return plain and getattr(self.term.pull, "__func__", None) is BaseModernHopfield.pull
-
 
 class _Energy(NamedTuple):
     """The energy during a descent: its terms, and their projections side by side, W (D, P) and b (P,)."""
@@ -98,7 +92,7 @@ class _Energy(NamedTuple):
         weights: list[Tensor] = []
         rectified: list[tuple[int, int]] = []
         for part, h in self.look(g):
-            if part.is_rectifier and _is_recorded(h):
+            if part.term.rectifies and _is_recorded(h):
                 rectified.append((sum(pull.shape[-1] for pull in pulls), part.width))
                 pulls.append(h)
                 continue
@@ -153,19 +147,26 @@ class _RectifiedProduct(torch.autograd.Function):
     def backward(ctx, grad: Tensor | None, grad_p: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         p, weight = ctx.saved_tensors
         through = grad_weight = None
-        if grad is not None:
+        if grad is not None and ctx.needs_input_grad[0]:
             through = grad @ weight
         if grad_p is not None:
             through = grad_p.clone() if through is None else through + grad_p
         for start, width in ctx.columns if through is not None else ():
-            gradient, rectified = through.narrow(-1, start, width), p.narrow(-1, start, width)
-            if torch.is_grad_enabled():  # for a second derivative
-                gradient.masked_fill_(rectified <= 0, 0.0)
-            else:  # the same, five times as fast
-                torch.ops.aten.threshold_backward.grad_input(gradient, rectified, 0, grad_input=gradient)
-        if grad is not None:  # last, for it would be held beside what the ReLU needs
-            grad_weight = grad.flatten(0, -2).mT @ p.flatten(0, -2)
+            _rectify_gradient(through.narrow(-1, start, width), p.narrow(-1, start, width))
+        if grad is not None and ctx.needs_input_grad[1]:  # last, for it would be held beside what the ReLU needs
+            grad_weight = grad.reshape(-1, grad.shape[-1]).mT @ p.reshape(-1, p.shape[-1])
         return through, grad_weight, None
+
+
+def _rectify_gradient(gradient: Tensor, rectified: Tensor) -> None:
+    """Zero, in place, where the ReLU was zero."""
+    if not torch.is_grad_enabled():
+        try:  # five times as fast as what serves for second derivatives
+            torch.ops.aten.threshold_backward.grad_input(gradient, rectified, 0, grad_input=gradient)
+            return
+        except RuntimeError:  # a batch of gradients at once (`is_grads_batched`) knows no such operator
+            pass
+    gradient.masked_fill_(rectified <= 0, 0.0)
 
 
 def _is_recorded(h: Tensor) -> bool:

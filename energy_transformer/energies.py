@@ -150,6 +150,7 @@ class EnergyTerm(nn.Module):
 
     options: ClassVar[dict[str, Any]] = {}  # of the term in the configuration that it was made from
     norm_groups: int = 0  # in how many groups of columns the projected tokens are normalized; 0 for not at all
+    rectifies: bool = False  # whether the pull is the ReLU of what is projected, which a block then applies in place
 
     @classmethod
     def from_config(cls, config, **options) -> "EnergyTerm":
@@ -523,7 +524,7 @@ class BaseModernHopfield(EnergyTerm):
             raise ValueError(f"bias must be False, True or 'before_beta', got {bias!r}")
         if norm and bias == "before_beta":
             raise ValueError("bias='before_beta' cannot be combined with norm: the normalization stands between them")
-        self.norm_groups = int(norm)
+        self.norm_groups = 1 if norm else 0
         self.bias_before_beta = bias == "before_beta"
         _set_beta(self, self._initial_beta(beta, learnable_beta), self.beta_shape, learnable_beta)
         self.register_load_state_dict_pre_hook(_keep_shape)
@@ -566,6 +567,12 @@ class BaseModernHopfield(EnergyTerm):
             return None
         return self._times_beta(self.bias) if self.bias_before_beta else self.bias
 
+    @property
+    def rectifies(self) -> bool:
+        """True for the ReLU alone: no norm, and nothing that a subclass or a user put in its place."""
+        own = type(self).pull_and_weights is EnergyTerm.pull_and_weights
+        return own and not self.norm_groups and getattr(self.pull, "__func__", None) is _RELU
+
     def constants(self) -> dict[str, Any]:
         """With a norm, beta and the bias, which stand behind it."""
         if not self.norm_groups:
@@ -579,6 +586,9 @@ class BaseModernHopfield(EnergyTerm):
 
     def pull(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
         return _scaled(_scaled(h, beta, bias).relu(), beta).to(h.dtype)
+
+
+_RELU = BaseModernHopfield.pull
 
 
 def _scaled(h: Tensor, beta: float | Tensor, bias: Tensor | None = None) -> Tensor:

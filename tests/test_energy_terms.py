@@ -159,6 +159,45 @@ def test_the_automatic_pull_serves_everywhere(way, descent_gradient):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+class Halved(BaseModernHopfield):
+    def pull_and_weights(self, h, context, **constants):
+        return 0.5 * h.relu(), None
+
+    def pull(self, h, context, **constants):
+        return 0.5 * h.relu()
+
+
+@pytest.mark.parametrize("way", ["a subclass", "patched class", "patched object", "pull_and_weights alone"])
+def test_what_stands_in_place_of_the_relu_counts_with_gradients_too(way, monkeypatch):
+    """A block applies the ReLU in place where it is the pull, and nowhere else."""
+    torch.manual_seed(0)
+    memories = {"a subclass": Halved, "pull_and_weights alone": type("Own", (BaseModernHopfield,), {
+        "pull_and_weights": Halved.pull_and_weights})}.get(way, BaseModernHopfield)(12, 20, scale=0.5)  # fmt: skip
+    block = EnergyBlock({"hopfield": memories}, EnergyLayerNorm(12), Update(0.3))
+    if way == "patched class":
+        monkeypatch.setattr(BaseModernHopfield, "pull", Halved.pull)
+    if way == "patched object":
+        memories.pull = lambda h, context: 0.5 * h.relu()
+    record = Record(attentions=way == "pull_and_weights alone")
+    x = torch.randn(2, 5, 12)
+    with torch.no_grad():
+        expected = block(x, 2, record=record).state
+    torch.testing.assert_close(block(x, 2, record=record).state, expected)
+
+
+def test_gradients_of_a_batch_at_once_and_of_frozen_memories():
+    torch.manual_seed(0)
+    terms = {"attention": EnergyAttention(6, 2, scale=0.5), "hopfield": BaseModernHopfield(6, 9, scale=0.5)}
+    block, x = EnergyBlock(terms, EnergyLayerNorm(6), Update(0.3)).double(), torch.randn(3, 6, dtype=torch.float64)
+    looped, at_once = (
+        torch.autograd.functional.jacobian(lambda x: block(x, 2).state, x, vectorize=way) for way in (False, True)
+    )
+    torch.testing.assert_close(at_once, looped)
+    (expected,) = torch.autograd.grad(block(x.requires_grad_(), 2).state.sum(), x)
+    block.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(block(x, 2).state.sum(), x)[0], expected)
+
+
 class Anchored(QuarticMemories):
     """Draws the tokens to places that the call gives, `anchors` (B, N, memories)."""
 
