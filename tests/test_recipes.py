@@ -201,6 +201,20 @@ def test_the_papers_model_is_the_default():
     assert named.to_dict() == default.to_dict()
 
 
+@pytest.mark.parametrize("recipe", ["demo", "cifar10"])
+def test_a_model_of_the_command_line_beats_the_recipes(recipe):
+    """All of it: the recipe's changes are of another model."""
+    config = configure(parse(f"--config={recipe}", "--config_name=paper_mnist5k", "--config_overrides=num_steps=5"))
+    named = configure(MaskedImageModelingArguments(config_name="paper_mnist5k"))
+    assert config.to_dict() == named.to_dict() | {"num_steps": 5}
+
+
+def test_a_checkpoint_of_the_command_line_beats_the_recipes_model():
+    words = "--dataset_name=mnist5k", "--model_name_or_path=outputs/digits"
+    args = parse(*words, arguments_class=ImageClassificationArguments)
+    assert args.config_name is None and args.model_name_or_path == "outputs/digits" and not args.horizontal_flip
+
+
 def test_a_model_by_file_and_what_is_none(tmp_path):
     EnergyTransformerConfig(hidden_size=12).save_pretrained(tmp_path)
     for name in (tmp_path, tmp_path / "config.json"):

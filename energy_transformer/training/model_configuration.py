@@ -62,7 +62,7 @@ def _read(path: Path) -> EnergyTransformerConfig:
     try:
         return EnergyTransformerConfig.from_json_file(path)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"config_name {path} holds no configuration of a model: {first_line(error)}") from error
+        raise UserError(f"{path} holds no configuration of a model: {first_line(error)}") from error
 
 
 def _parse_overrides(text: str | None, config: EnergyTransformerConfig) -> dict:

@@ -81,6 +81,14 @@ def _base_options(
 
 
 def _merge(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a recipe and those of the command line, which win: a model that is named there is not changed by
+    what the recipe says of its own."""
+    if "config_name" in given:
+        recipe = {
+            name: value for name, value in recipe.items() if name not in ("config_overrides", "model_name_or_path")
+        }
+    if "model_name_or_path" in given:
+        recipe = {name: value for name, value in recipe.items() if name != "config_name"}
     values = recipe | given
     if recipe.get("config_overrides") and given.get("config_overrides"):  # later fields win
         values["config_overrides"] = f"{recipe['config_overrides']},{given['config_overrides']}"
