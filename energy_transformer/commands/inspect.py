@@ -34,7 +34,9 @@ def build_parser() -> OneLineErrors:
 
 
 def check_arguments(args) -> None:
-    """Raises [`UserError`] for a value that is not allowed."""
+    """Take a file in the place of the checkpoint for an image. Raises [`UserError`] for a value that is not allowed."""
+    if Path(args.checkpoint).is_file():
+        args.images, args.checkpoint = [args.checkpoint, *args.images], str(demo_checkpoint())
     if args.num_images < 1:
         raise UserError(f"num_images must be at least 1, got {args.num_images}")
     if args.num_steps is not None and args.num_steps < 0:

@@ -11,7 +11,7 @@ import torch
 
 from ..context import EnergyContext
 from ..data import denormalize
-from ..energies import BaseModernHopfield
+from ..energies import BaseModernHopfield, RMSNormalized, project
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling, EnergyTransformerPreTrainedModel
 
 _BATCH = 64
@@ -39,8 +39,9 @@ def memory_activations(
 ) -> torch.Tensor:
     """How much each patch of each image activates each memory at the end of the descent, (B, P, M) float32.
 
-    The activation is the strength with which a memory pulls the token towards itself: relu(h) or softmax(β h) of the
-    projection h. Nothing is hidden in the images, (B, C, H, W).
+    The activation is the strength with which a memory pulls the token towards itself, ∂Σφ/∂h of the projection h:
+    relu(h) or softmax(β h), and with `hopfield_norm` what the Jacobian of the normalization makes of it, below zero
+    where a memory pushes the token away. Nothing is hidden in the images, (B, C, H, W).
     """
     model.eval()
     base: Any = model.base_model
@@ -50,7 +51,8 @@ def memory_activations(
     for images in pixel_values.split(_BATCH):
         outputs = base(images, interpolate_pos_encoding=True, output_hidden_states=[end], num_steps=num_steps)
         tokens = layer(outputs.hidden_states[end], 0).normalized
-        pull = term.pull(term.project(tokens), EnergyContext(), **term.constants())
+        h = RMSNormalized.of(project(tokens, term.projection(), term.offset()), term.norm_groups)
+        pull = h.pull_back(term.pull(h.value, EnergyContext(), **term.constants()))
         found.append(pull[:, int(model.config.use_cls_token) :].float())
     return torch.cat(found)
 
@@ -80,6 +82,8 @@ def scaled_memories(
 ) -> Iterator[None]:
     """Multiply memories by a number for a while: 0 switches them off, −1 turns them around.
 
+    With `hopfield_norm` the others then grow a little, for the normalization is over all memories.
+
     Raises:
         ValueError: for a memory that there is not.
     """
@@ -97,7 +101,7 @@ def scaled_memories(
 
 
 def most_active(activations: torch.Tensor, count: int) -> list[int]:
-    """The memories of the greatest mean square activation over the patches (B, P, M), which is their part in the energy
-    of a ReLU network."""
+    """The memories of the greatest mean square activation over the patches (B, P, M); in a ReLU network without a norm
+    that is their part in the energy."""
     strength = activations.square().mean((0, 1))
     return strength.topk(min(count, len(strength))).indices.tolist()

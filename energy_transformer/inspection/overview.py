@@ -55,7 +55,7 @@ def _draw_curve(axis, values: torch.Tensor, steps: list[int]) -> None:
     numbers = values.cpu().numpy()
     axis.plot(numbers, color=COLORS["energy"], linewidth=2)
     axis.plot(steps, numbers[steps], "o", color="tab:red", markersize=6, zorder=3)
-    axis.set_title("The energy falls", fontsize=13)
+    axis.set_title("The energy", fontsize=13)
     axis.set_xlabel("step", fontsize=11)
     axis.set_ylabel("energy of the photo, from its start", fontsize=11)
     axis.locator_params(axis="x", integer=True)
