@@ -19,8 +19,11 @@ from energy_transformer import (
 NORMALIZED = {"attention_qk_norm": True, "hopfield_norm": True, "step_size": 1.0}
 STATE = {"descent_gradient": "state"}
 # what each energy model changes in the configuration of the task
+# fmt: off
 ENERGY_MODELS = {
-    "paper": {"initialization": "paper", "step_size": 0.1},
+    "paper": {
+        "initialization": "paper", "step_size": 0.1, "hopfield_initializer_range": 0.02, "learnable_beta": False,
+    },
     "scaled start": {},
     "gradient of the state": STATE,
     "normalized projections": NORMALIZED,
@@ -29,6 +32,7 @@ ENERGY_MODELS = {
     "both, learned steps": STATE | NORMALIZED | {"learnable_step_size": "step"},
     "both, widened": STATE | NORMALIZED,
 }
+# fmt: on
 TRANSFORMERS = ("looped transformer", "transformer of T layers")
 CONTESTANTS = (*TRANSFORMERS, *ENERGY_MODELS)
 

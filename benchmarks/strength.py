@@ -3,9 +3,12 @@
 python benchmarks/strength.py --task mnist5k [--models "both" "looped transformer"] [--seeds 5]
 
 All contestants have the same patches, head, data order, augmentation, optimizer and schedule. The rate of each is the
-best of one small grid on a fifth of the training set; then each is trained on the whole of it with every seed, and
-tested once. Each run is a file, and a run that has one is not made again: a table can be made in several sittings. The
-page `benchmarks/results/strength.md` and its plot are made of these files.
+best of a grid, by validation on a fifth of the training set after training on the rest. While the best is at an end of
+the grid, the grid grows there. Then each is trained on the whole training set with every seed, and tested once. A run
+is a file, and one that has a file is not made again: a table can be made in several sittings. The page
+`benchmarks/results/strength.md` and its plot are made of these files.
+
+The photographs' crops overlap, so that their validation images are much like those of the training.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import contestants
@@ -24,9 +28,11 @@ from torch import Tensor, nn
 from energy_transformer.data.loading import EMBEDDED
 from energy_transformer.masking import draw_masks, fixed_noise
 from energy_transformer.utils.command_line import OneLineErrors, run_script
+from energy_transformer.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "strength"
 SELECTION_SEED = 100
+MOST_RATES = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +183,8 @@ def _mean_color_error(masked: Tensor, pixels: Tensor, task: Task) -> float:
 def one_run(folder: Path, task_name: str, model_name: str, rate: float, seed: int, test: bool, quick: bool) -> dict:
     """Train and evaluate, unless the file of this run is there."""
     task, part = TASKS[task_name], "test" if test else "validation"
-    file = folder / task_name / f"{model_name.replace(', ', '_').replace(' ', '_')}-{part}-{rate:g}-{seed}.json"
+    name = f"{model_name.replace(', ', '_').replace(' ', '_')}-{part}-{rate:g}-{seed}.json"
+    file = folder / task_name / (f"quick-{name}" if quick else name)
     if file.exists():
         return json.loads(file.read_text())
     data = load(task)
@@ -192,14 +199,25 @@ def one_run(folder: Path, task_name: str, model_name: str, rate: float, seed: in
     model.zero_grad()
     found |= train(model, task, data["train" if test else "part"], rate, seed)
     found |= evaluate(model, task, data[part])
-    if test:
+    if test and model_name != "transformer of T layers":  # which has no layers for more steps
         steps = task.options["num_steps"]
         longer = {count: evaluate(model, task, data[part], count) for count in (steps * 2, steps * 4)}
         found["longer"] = {count: {"score": each["score"], "rises": each["rises"]} for count, each in longer.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(file, found)
     print(f"{task_name}, {model_name}, rate {rate:g}, seed {seed}: {part} {found['score']:.3f}", flush=True)
     return found
+
+
+def best_rate(validate: Callable[[float], dict], rates: tuple[float, ...], better: Callable) -> float:
+    """The rate of the best score in a grid, which grows by factors of two where its best rate is an end of it."""
+    tried: dict[float, float] = {}
+    while True:
+        tried |= {rate: validate(rate)["score"] for rate in rates if rate not in tried}
+        best = better(tried, key=tried.__getitem__)
+        if len(tried) >= MOST_RATES or min(tried) < best < max(tried):
+            return best
+        rates = (2 * best if best == max(tried) else best / 2,)
 
 
 def main(argv: list[str]) -> None:
@@ -218,8 +236,8 @@ def main(argv: list[str]) -> None:
         better = max if TASKS[name].kind == "classification" else min
         for model in args.models:
             run = functools.partial(one_run, args.output_dir, name, model, quick=args.quick)
-            tried = {rate: run(rate, SELECTION_SEED, test=False)["score"] for rate in TASKS[name].rates}
-            rate = better(tried, key=tried.__getitem__)
+            validate = functools.partial(run, seed=SELECTION_SEED, test=False)
+            rate = best_rate(validate, TASKS[name].rates, better)
             for seed in range(args.seeds):
                 run(rate, seed, test=True)
             write_report(args.output_dir)

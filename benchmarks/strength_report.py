@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 
 INTRODUCTION = """# How strong is an Energy Transformer?
 
-Made by `make strength`; do not edit. Mean ± standard deviation over the seeds, on test images that no choice has seen.
+Made by `make strength`; do not edit. Mean ± standard deviation over the seeds, on test images that the choice of the
+rate has not seen. Step sizes and initial scales are those of earlier trials with the energy models; the transformers
+have torch's defaults.
 The score is the accuracy, or for masked modeling the error over the hidden patches, of that of the mean color (lower is
 better). *rises* is the share of pairs of test image and step at which the energy rises, *longer* the score with two and
 four times the steps of the training. Seconds are those of one thread for a training step, memory is the most that it
@@ -45,10 +47,8 @@ def _mean_and_deviation(values: list[float]) -> str:
 def _row(model: str, runs: list[dict]) -> str:
     rises = [run["rises"] for run in runs if run["rises"] is not None]
     pairs = sum(run["pairs"] for run in runs)
-    longer = [
-        _mean_and_deviation([run["longer"][count]["score"] for run in runs])
-        for count in sorted(runs[0]["longer"], key=int)
-    ]
+    counts = sorted(runs[0].get("longer", {}), key=int)
+    longer = [_mean_and_deviation([run["longer"][count]["score"] for run in runs]) for count in counts]
     cells = [
         model,
         f"{runs[0]['parameters']:,}",
@@ -56,7 +56,7 @@ def _row(model: str, runs: list[dict]) -> str:
         str(len(runs)),
         _mean_and_deviation([run["score"] for run in runs]),
         f"{100 * statistics.fmean(rises):.2f} % of {pairs:,}" if rises else "–",
-        ", ".join(longer),
+        ", ".join(longer) or "–",
         _mean_and_deviation([run["train_loss"] for run in runs]),
         f"{statistics.median(run['seconds'] for run in runs):.3f}",
         f"{runs[0]['bytes'] / 2**20:.0f}",
