@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # One thread: the model is small, and threads that share a core with another program slow each step a hundredfold.
-train: $(INSTALLED) ## Train the masked autoencoder on embedded photographs (a few CPU minutes)
+train: $(INSTALLED) ## Train the masked autoencoder on embedded photographs (10 to 30 CPU minutes)
 	$(BIN)/accelerate launch --quiet --config_file $(ACCELERATE_CONFIG) --num_cpu_threads_per_process 1 \
 		scripts/train_masked_image_modeling.py --config configuration/training/demo.yaml --output_dir $(OUTPUT) --overwrite_output_dir $(ARGS)
 

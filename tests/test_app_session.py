@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
 from energy_transformer.app.session import MAX_IMAGE_PIXELS, Explorer, energy_curve, energy_map
 from energy_transformer.data.image_processing import build_image_processor
 from energy_transformer.utils.errors import UserError
@@ -68,6 +69,19 @@ def test_mistakes_are_told_in_a_line(explorer, picture, tmp_path):
     Image.new("1", (side, side)).save(tmp_path / "large.png")
     with pytest.raises(UserError, match="pixels"):
         explorer.open(str(tmp_path / "large.png"))
+
+
+def test_a_gray_model_takes_photographs_in_color(small_config, tmp_path):
+    config = EnergyTransformerConfig(**small_config.to_dict() | {"num_channels": 1, "energy_terms": ["attention"]})
+    EnergyTransformerForMaskedImageModeling(config).save_pretrained(tmp_path)
+    build_image_processor((16, 24), 1).save_pretrained(tmp_path)
+    explorer = Explorer.of(str(tmp_path), "cpu")
+    picture = explorer.fit(Image.new("RGB", (50, 40), "red"))
+    assert picture.shape == (16, 24, 1)
+    found = explorer.descend(picture, np.eye(256, 384, dtype=bool), 10_000)
+    assert explorer.frame(found, 0).shape == (256, 384, 3) and found.num_steps == explorer.most_steps
+    with pytest.raises(UserError, match="no memories"):
+        explorer.memories()
 
 
 def test_users_share_the_model_and_nothing_else(explorer, picture):

