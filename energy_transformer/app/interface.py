@@ -45,43 +45,54 @@ def _drawn(name: str) -> gr.Image:
     return gr.Image(show_label=False, interactive=False, buttons=[], elem_id=name)
 
 
-def build(explorer: Explorer) -> gr.Blocks:
-    """The app for a model. What is uploaded and made is deleted after an hour."""
-    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS // 2  # Pillow refuses twice as many, in gradio's own hands too
+class Handlers:
+    """What happens in the app when a user does something; the arguments are what Gradio passes."""
 
-    def show(picture: np.ndarray):
+    def __init__(self, explorer: Explorer):
+        self.explorer = explorer
+
+    def _show(self, picture: np.ndarray):
         """A new picture: in the editor, and nothing filled in yet."""
-        shown = explorer.enlarged(picture)
+        shown = self.explorer.enlarged(picture)
         return picture, {"background": shown, "layers": [], "composite": shown}, None, None, None, None, None
 
     @_tell
-    def upload(path: str):
-        return show(explorer.open(path))
+    def upload(self, path: str):
+        return self._show(self.explorer.open(path))
 
     @_tell
-    def choose(name: str):
-        return show(explorer.fit(Image.fromarray(photograph(PHOTOGRAPHS[name][0]))))
+    def choose(self, name: str):
+        return self._show(self.explorer.fit(Image.fromarray(photograph(PHOTOGRAPHS[name][0]))))
 
     @_tell
-    def fill_in(picture, editor, num_steps):
+    def fill_in(self, picture, editor, num_steps):
         if picture is None:
             raise UserError("there is no picture yet: choose a photograph, or upload one")
-        found = explorer.descend(picture, _painted(editor), int(num_steps))
+        found = self.explorer.descend(picture, _painted(editor), int(num_steps))
         last = found.num_steps
-        return found, gr.Slider(maximum=max(last, 1), value=last, interactive=last > 0), *look(found, last), None
+        return found, gr.Slider(maximum=max(last, 1), value=last, interactive=last > 0), *self.look(found, last), None
 
-    def look(found, step):
+    def look(self, found, step):
         if found is None:
             return None, None, None
         step = min(int(step), found.num_steps)
-        return explorer.frame(found, step), energy_map(found, step).pixels(), energy_curve(found, step).pixels()
+        return self.explorer.frame(found, step), energy_map(found, step).pixels(), energy_curve(found, step).pixels()
 
     @_tell
-    def attend(found, event: gr.SelectData):
+    def attend(self, found, event: gr.SelectData):
         if found is None or found.num_steps == 0:
             raise UserError("there is no descent yet: fill the picture in first, with at least one step")
-        return explorer.attention(found, *event.index).pixels()
+        return self.explorer.attention(found, *event.index).pixels()
 
+    @_tell
+    def memories(self):
+        return self.explorer.memories().pixels()
+
+
+def build(explorer: Explorer) -> gr.Blocks:
+    """The app for a model. What is uploaded and made is deleted after an hour."""
+    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS // 2  # Pillow refuses twice as many, in gradio's own hands too
+    do = Handlers(explorer)
     with gr.Blocks(title="Energy Transformer", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         picture, found = gr.State(), gr.State()
         gr.Markdown(INTRODUCTION)
@@ -109,10 +120,10 @@ def build(explorer: Explorer) -> gr.Blocks:
             memories = _drawn("memory-pictures")
 
         all_of_a_picture = [picture, editor, found, result, energies, curve, attention]
-        name.input(choose, name, all_of_a_picture)
-        file.upload(upload, file, all_of_a_picture)
-        run.click(fill_in, [picture, editor, num_steps], [found, step, result, energies, curve, attention])
-        step.input(look, [found, step], [result, energies, curve], show_progress="hidden")
-        result.select(attend, found, attention)
-        browse.click(_tell(lambda: explorer.memories().pixels()), None, memories)
+        name.input(do.choose, name, all_of_a_picture)
+        file.upload(do.upload, file, all_of_a_picture)
+        run.click(do.fill_in, [picture, editor, num_steps], [found, step, result, energies, curve, attention])
+        step.input(do.look, [found, step], [result, energies, curve], show_progress="hidden")
+        result.select(do.attend, found, attention)
+        browse.click(do.memories, None, memories)
     return app
