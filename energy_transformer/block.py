@@ -92,7 +92,7 @@ class _Energy(NamedTuple):
         weights: list[Tensor] = []
         rectified: list[tuple[int, int]] = []
         for part, h in self.look(g):
-            if part.term.rectifies and _is_recorded(h):
+            if part.term.rectifies and _is_eager(h):
                 rectified.append((sum(pull.shape[-1] for pull in pulls), part.width))
                 pulls.append(h)
                 continue
@@ -169,11 +169,9 @@ def _rectify_gradient(gradient: Tensor, rectified: Tensor) -> None:
     gradient.masked_fill_(rectified <= 0, 0.0)
 
 
-def _is_recorded(h: Tensor) -> bool:
-    """Whether autograd itself records the steps: neither a compiler, nor a tracer, nor `torch.func`."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return not is_transformed(h)
+def _is_eager(h: Tensor) -> bool:
+    """Whether nothing looks on but autograd: neither a compiler, nor a tracer, nor `torch.func`."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(h))
 
 
 class EnergyBlock(nn.Module):
