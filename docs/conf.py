@@ -7,7 +7,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE / "extensions")]
 
-from energy_transformer import __version__, data  # noqa: E402
+from energy_transformer import __version__, data  # noqa: E402 (found by the path above)
 
 for name in data.__all__:  # which it imports when they are used; autodoc looks for what is there
     setattr(data, name, getattr(data, name))

@@ -1,15 +1,10 @@
 """The notebooks run in a kernel of their own, and are stored with what they show."""
 
-import importlib.util
 import runpy
 
+import nbformat
 import pytest
 from documents import NOTEBOOKS, ROOT, name_of
-
-if importlib.util.find_spec("nbclient") is None or importlib.util.find_spec("ipykernel") is None:
-    pytest.skip("nbclient and ipykernel come with the extra dev", allow_module_level=True)
-
-import nbformat
 
 EXECUTE = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))["execute"]
 LONG = {"your_own_energy"}  # trains two models, in 20 seconds of one core

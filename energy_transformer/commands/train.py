@@ -22,8 +22,7 @@ def masked_image_modeling(argv: list[str]) -> None:
     training = MaskedImageModelingTraining(args)
     results = training.run()
     if training.accelerator.is_main_process:
-        print(f"model:    {args.output_dir}")
-        print(f"pictures: {Path(args.output_dir) / 'samples'}")
+        _tell_places(args.output_dir)
         print(
             f"training: {results['train_steps']} steps, {results['train_samples_per_second']:.0f} images/s, "
             f"{results['train_data_wait_share']:.1%} of the time waiting for data"
@@ -47,13 +46,17 @@ def image_classification(argv: list[str]) -> None:
     training = ImageClassificationTraining(args)
     results = training.run()
     if training.accelerator.is_main_process:
-        print(f"model:    {args.output_dir}")
-        print(f"pictures: {Path(args.output_dir) / 'samples'}")
+        _tell_places(args.output_dir)
         print(f"held-out accuracy over {results['eval_samples']} images:")
         print(f"  model                        {results['eval_accuracy']:.4f}")
         print(f"  majority label               {results['eval_majority_accuracy']:.4f}")
         if "eval_pixel_probe_accuracy" in results:
             print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
+
+
+def _tell_places(output_dir: str) -> None:
+    print(f"model:    {output_dir}")
+    print(f"pictures: {Path(output_dir) / 'samples'}")
 
 
 TASKS = {"masked-image-modeling": masked_image_modeling, "image-classification": image_classification}
