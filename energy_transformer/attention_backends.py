@@ -302,6 +302,11 @@ def is_transformed(tensor: Tensor) -> bool:
     return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def is_eager(tensor: Tensor) -> bool:
+    """Whether nothing looks on but autograd: neither a compiler, nor a tracer, nor `torch.func`."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(tensor))
+
+
 @torch.compiler.assume_constant_result
 def _saved_tensors_are_fixed() -> bool:
     """Whether hooks on what autograd saves are refused, as they are where `torch.func` differentiates."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention_backends import at_least_float32, is_transformed
+from .attention_backends import at_least_float32, is_eager
 from .context import EnergyContext
 from .energies import EnergyTerm, RMSNormalized, project, vjp
 from .updates import State, Update
@@ -92,17 +92,12 @@ class _Energy(NamedTuple):
         weights: list[Tensor] = []
         rectified: list[tuple[int, int]] = []
         for part, h in self.look(g):
-            if part.term.rectifies and _is_eager(h):
+            if part.term.rectifies and is_eager(h):
                 rectified.append((sum(pull.shape[-1] for pull in pulls), part.width))
                 pulls.append(h)
-                continue
-            h = RMSNormalized.of(h, part.term.norm_groups)
-            if attentions is None:
-                pull = part.term.pull(h.value, self.context, **part.constants)
             else:
-                pull, of_heads = part.term.pull_and_weights(h.value, self.context, **part.constants)
-                weights += [] if of_heads is None else [of_heads]
-            pulls.append(h.pull_back(pull))
+                kept = None if attentions is None else weights
+                pulls.append(part.term.pull_of_raw(h, self.context, kept, **part.constants))
         if attentions is not None:
             nothing = g.new_zeros(*g.shape[:-2], 0, *2 * g.shape[-2:-1])
             attentions.append(weights[0] if len(weights) == 1 else torch.cat([nothing, *weights], -3))
@@ -167,11 +162,6 @@ def _rectify_gradient(gradient: Tensor, rectified: Tensor) -> None:
         except RuntimeError:  # a batch of gradients at once (`is_grads_batched`) knows no such operator
             pass
     gradient.masked_fill_(rectified <= 0, 0.0)
-
-
-def _is_eager(h: Tensor) -> bool:
-    """Whether nothing looks on but autograd: neither a compiler, nor a tracer, nor `torch.func`."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(h))
 
 
 class EnergyBlock(nn.Module):

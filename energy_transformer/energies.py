@@ -33,6 +33,7 @@ from .attention_backends import (
     attention_backend,
     check_attention_backend,
     eager_attention_weights,
+    is_eager,
     is_transformed,
 )
 from .context import EnergyContext
@@ -118,9 +119,9 @@ class LayerNorm(nn.LayerNorm):
 
 def _standardized_pullback(x: Tensor, v: Tensor, eps: float) -> Tensor:
     """Jᵀ v of x̂ = (x − mean(x)) / σ with σ = sqrt(var(x) + ε), which has no parameters."""
-    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    inverse = torch.rsqrt(variance + eps)
-    standardized = (x - mean) * inverse
+    centered = x - x.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(_mean_square(centered) + eps)  # several times as fast on a processor as torch.var
+    standardized = centered * inverse
     along = _mean_product(standardized, v)
     return inverse * torch.addcmul(v - v.mean(-1, keepdim=True), standardized, along, value=-1)
 
@@ -128,6 +129,11 @@ def _standardized_pullback(x: Tensor, v: Tensor, eps: float) -> Tensor:
 def _mean_product(a: Tensor, b: Tensor) -> Tensor:
     """The mean of a ∘ b over the last axis, which is kept; without a matrix of the products for autograd to keep."""
     return torch.linalg.vecdot(a, b).unsqueeze(-1) / a.shape[-1]
+
+
+def _mean_square(a: Tensor) -> Tensor:
+    """The mean of a² over the last axis, which is kept."""
+    return torch.linalg.vector_norm(a, dim=-1, keepdim=True).square() / a.shape[-1]
 
 
 class FetchedTerm(NamedTuple):
@@ -184,6 +190,20 @@ class EnergyTerm(nn.Module):
         """The pull, and the attention weights (..., H, N, N) that it came from, where there are any."""
         return self.pull(h, context, **constants), None
 
+    def pull_of_raw(
+        self, h: Tensor, context: EnergyContext, weights: list[Tensor] | None = None, **constants
+    ) -> Tensor:
+        """The derivative with respect to h = g W + b (..., N, P) as it is before the normalization of `norm_groups`.
+
+        To a list of `weights` it adds those of the attention that it came from, where there are any.
+        """
+        normalized = RMSNormalized.of(h, self.norm_groups)
+        if weights is None:
+            return normalized.pull_back(self.pull(normalized.value, context, **constants))
+        pull, of_heads = self.pull_and_weights(normalized.value, context, **constants)
+        weights += [] if of_heads is None else [of_heads]
+        return normalized.pull_back(pull)
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "potential" in vars(cls) and "pull" not in vars(cls):
@@ -208,9 +228,8 @@ class EnergyTerm(nn.Module):
     def grad(self, g: Tensor, context: EnergyContext | None = None) -> Tensor:
         """∂E/∂g, shape (..., N, D)."""
         weight = self.projection()
-        h = RMSNormalized.of(project(g, weight, self.offset()), self.norm_groups)
-        pull = h.pull_back(self.pull(h.value, context or EnergyContext(), **self.constants()))
-        return (pull @ weight.mT).neg()
+        h = project(g, weight, self.offset())
+        return (self.pull_of_raw(h, context or EnergyContext(), **self.constants()) @ weight.mT).neg()
 
     def forward(self, g: Tensor | None, context: EnergyContext | None = None) -> Tensor | FetchedTerm:
         """∂E/∂g of tokens g; without tokens (None) the [`FetchedTerm`] of a descent.
@@ -219,6 +238,9 @@ class EnergyTerm(nn.Module):
         block calls each of its terms once a descent, and works with what it got.
         """
         return self.fetch() if g is None else self.grad(g, context)
+
+
+_RMS_EPS = 1e-6
 
 
 class RMSNormalized(NamedTuple):
@@ -239,7 +261,7 @@ class RMSNormalized(NamedTuple):
         if not groups:
             return cls(h)
         grouped = at_least_float32(h).unflatten(-1, (groups, -1))
-        inverse = torch.rsqrt(_mean_product(grouped, grouped) + 1e-6)
+        inverse = torch.rsqrt(_mean_square(grouped) + _RMS_EPS)
         return cls((grouped * inverse).flatten(-2).to(h.dtype), inverse)
 
     def pull_back(self, pull: Tensor) -> Tensor:
@@ -559,8 +581,10 @@ class BaseModernHopfield(EnergyTerm):
         return tensor if isinstance(self.beta, float) and self.beta == 1 else self.beta * tensor
 
     def projection(self) -> Tensor:
-        """β W: the ReLU network's beta scales its memories, unless a norm would undo it."""
-        return dense(self.W) if self.norm_groups else self._times_beta(dense(self.W))
+        """β W: the ReLU network's beta scales its memories. A norm would undo this but for the sign of beta."""
+        if not self.norm_groups:
+            return self._times_beta(dense(self.W))
+        return dense(self.W) * self.beta.sign() if isinstance(self.beta, Tensor) else dense(self.W)
 
     def offset(self) -> Tensor | None:
         if self.norm_groups:
@@ -568,16 +592,20 @@ class BaseModernHopfield(EnergyTerm):
         return self._times_beta(self.bias) if self.bias_before_beta else self.bias
 
     @property
-    def rectifies(self) -> bool:
-        """True for the ReLU alone: no norm, and nothing that a subclass or a user put in its place."""
+    def _is_relu(self) -> bool:
+        """Whether the pull is the one of this class, and nothing that a subclass or a user put in its place."""
         own = type(self).pull_and_weights is EnergyTerm.pull_and_weights
-        return own and not self.norm_groups and getattr(self.pull, "__func__", None) is _RELU
+        return own and getattr(self.pull, "__func__", None) is _RELU
+
+    @property
+    def rectifies(self) -> bool:
+        return self._is_relu and not self.norm_groups
 
     def constants(self) -> dict[str, Any]:
-        """With a norm, beta and the bias, which stand behind it."""
+        """With a norm, the size of beta and the bias, which stand behind it."""
         if not self.norm_groups:
             return {}
-        beta = at_least_float32(self.beta) if isinstance(self.beta, Tensor) else self.beta
+        beta = at_least_float32(self.beta).abs() if isinstance(self.beta, Tensor) else self.beta
         return {"beta": beta, "bias": self.bias}
 
     def potential(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
@@ -587,8 +615,58 @@ class BaseModernHopfield(EnergyTerm):
     def pull(self, h: Tensor, context: EnergyContext, *, beta=1.0, bias=None) -> Tensor:
         return _scaled(_scaled(h, beta, bias).relu(), beta).to(h.dtype)
 
+    def pull_of_raw(
+        self, h: Tensor, context: EnergyContext, weights: list[Tensor] | None = None, **constants
+    ) -> Tensor:
+        beta, bias = constants.get("beta", 1.0), constants.get("bias")
+        if not self.norm_groups or not self._is_relu or bias is not None or (isinstance(beta, float) and beta < 0):
+            return super().pull_of_raw(h, context, weights, **constants)
+        raw = at_least_float32(h)
+        square = beta.square() if isinstance(beta, Tensor) else raw.new_full((), beta * beta)
+        return (_NormalizedReLU.apply if is_eager(h) else _normalized_relu)(raw, square).to(h.dtype)
+
 
 _RELU = BaseModernHopfield.pull
+
+
+def _normalized_relu(h: Tensor, scale: Tensor) -> Tensor:
+    """The derivative of scale · ½ Σ relu(ĥ)² with respect to h (..., M), where ĥ is h with a mean square of 1.
+
+    With i = 1 / (mean(h²) + ε) it is scale · i · (relu(h) − i mean(relu(h)²) h), which passes less often over the M
+    columns than the Jacobian of the normalization does.
+    """
+    inverse, rectified = 1 / (_mean_square(h) + _RMS_EPS), h.relu()
+    along = inverse * _mean_square(rectified)
+    return torch.addcmul(scale * inverse * rectified, scale * inverse * along, h, value=-1)
+
+
+class _NormalizedReLU(torch.autograd.Function):
+    """[`_normalized_relu`] with a derivative of few passes, which keeps h alone.
+
+    A training step of normalized memories takes less than half the time that it takes by autograd.
+    """
+
+    @staticmethod
+    def forward(ctx, h: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(h, scale)
+        return _normalized_relu(h, scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        h, scale = ctx.saved_tensors
+        inverse, rectified = 1 / (_mean_square(h) + _RMS_EPS), h.relu()
+        along = inverse * _mean_square(rectified)
+        masked = torch.ops.aten.threshold_backward(grad, h, 0)
+        on_h, on_rectified = _mean_product(grad, h), _mean_product(masked, h)
+        factor = 2 * scale * inverse.square()
+        add = torch.addcmul if torch.is_grad_enabled() else Tensor.addcmul_
+        grad_h = add(masked * (scale * inverse), grad, -scale * inverse * along)
+        grad_h = add(grad_h, h, factor * (2 * along * on_h - on_rectified))
+        grad_h = add(grad_h, rectified, -factor * on_h)
+        if not ctx.needs_input_grad[1]:
+            return grad_h, None
+        grad_scale = (inverse * (on_rectified - along * on_h)).sum() * h.shape[-1]
+        return grad_h, grad_scale.reshape(scale.shape)
 
 
 def _scaled(h: Tensor, beta: float | Tensor, bias: Tensor | None = None) -> Tensor:

@@ -167,17 +167,38 @@ class Halved(BaseModernHopfield):
         return 0.5 * h.relu()
 
 
+@pytest.mark.parametrize("beta", [1.3, -0.7])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_the_pull_of_normalized_memories_in_few_passes(beta, learnable):
+    """It is the Jacobian of the normalization applied to the pull, with its derivatives, also behind torch.func."""
+    term = BaseModernHopfield(6, 9, scale=0.5, beta=beta, learnable_beta=learnable, norm=True).double()
+    if learnable:
+        torch.nn.init.constant_(term.beta, beta)
+    h = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+
+    def pull(h, _, by=BaseModernHopfield.pull_of_raw):
+        return by(term, h, EnergyContext(), **term.constants())
+
+    learned = term.beta if learnable else h.new_tensor(beta)
+    torch.testing.assert_close(pull(h, None), pull(h, None, EnergyTerm.pull_of_raw), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.func.vmap(lambda h: pull(h, None))(h), pull(h, None))
+    for function in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert function(pull, (h, learned), check_batched_grad=True)
+
+
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("way", ["a subclass", "patched class", "patched object", "pull_and_weights alone"])
-def test_what_stands_in_place_of_the_relu_counts_with_gradients_too(way, monkeypatch):
+def test_what_stands_in_place_of_the_relu_counts_with_gradients_too(way, norm, monkeypatch):
     """A block applies the ReLU in place where it is the pull, and nowhere else."""
     torch.manual_seed(0)
-    memories = {"a subclass": Halved, "pull_and_weights alone": type("Own", (BaseModernHopfield,), {
-        "pull_and_weights": Halved.pull_and_weights})}.get(way, BaseModernHopfield)(12, 20, scale=0.5)  # fmt: skip
+    alone = type("Own", (BaseModernHopfield,), {"pull_and_weights": Halved.pull_and_weights})
+    cls = {"a subclass": Halved, "pull_and_weights alone": alone}.get(way, BaseModernHopfield)
+    memories = cls(12, 20, scale=0.5, norm=norm)
     block = EnergyBlock({"hopfield": memories}, EnergyLayerNorm(12), Update(0.3))
     if way == "patched class":
         monkeypatch.setattr(BaseModernHopfield, "pull", Halved.pull)
     if way == "patched object":
-        memories.pull = lambda h, context: 0.5 * h.relu()
+        memories.pull = lambda h, context, **constants: 0.5 * h.relu()
     record = Record(attentions=way == "pull_and_weights alone")
     x = torch.randn(2, 5, 12)
     with torch.no_grad():
@@ -185,9 +206,11 @@ def test_what_stands_in_place_of_the_relu_counts_with_gradients_too(way, monkeyp
     torch.testing.assert_close(block(x, 2, record=record).state, expected)
 
 
-def test_gradients_of_a_batch_at_once_and_of_frozen_memories():
+@pytest.mark.parametrize("norm", [False, True])
+def test_gradients_of_a_batch_at_once_and_of_frozen_memories(norm):
     torch.manual_seed(0)
-    terms = {"attention": EnergyAttention(6, 2, scale=0.5), "hopfield": BaseModernHopfield(6, 9, scale=0.5)}
+    memories = BaseModernHopfield(6, 9, scale=0.5, norm=norm)
+    terms = {"attention": EnergyAttention(6, 2, scale=0.5, qk_norm=norm), "hopfield": memories}
     block, x = EnergyBlock(terms, EnergyLayerNorm(6), Update(0.3)).double(), torch.randn(3, 6, dtype=torch.float64)
     looped, at_once = (
         torch.autograd.functional.jacobian(lambda x: block(x, 2).state, x, vectorize=way) for way in (False, True)

@@ -11,7 +11,7 @@ import torch
 
 from ..context import EnergyContext
 from ..data import denormalize
-from ..energies import BaseModernHopfield, RMSNormalized, project
+from ..energies import BaseModernHopfield, project
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling, EnergyTransformerPreTrainedModel
 
 _BATCH = 64
@@ -51,8 +51,8 @@ def memory_activations(
     for images in pixel_values.split(_BATCH):
         outputs = base(images, interpolate_pos_encoding=True, output_hidden_states=[end], num_steps=num_steps)
         tokens = layer(outputs.hidden_states[end], 0).normalized
-        h = RMSNormalized.of(project(tokens, term.projection(), term.offset()), term.norm_groups)
-        pull = h.pull_back(term.pull(h.value, EnergyContext(), **term.constants()))
+        h = project(tokens, term.projection(), term.offset())
+        pull = term.pull_of_raw(h, EnergyContext(), **term.constants())
         found.append(pull[:, int(model.config.use_cls_token) :].float())
     return torch.cat(found)
 
