@@ -22,6 +22,7 @@ from pathlib import Path
 import contestants
 import torch
 from measure import peak_bytes
+from strength_measures import along_the_steps, rises_by_step_size
 from strength_report import write_report
 from torch import Tensor, nn
 
@@ -102,14 +103,17 @@ def augment(pixels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
     return pixels
 
 
-def inputs_of(task: Task, pixels: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> dict:
-    """The arguments of the model; a mask is drawn, or without a generator that of the image's place."""
+def inputs_of(
+    task: Task, pixels: Tensor, labels: Tensor, generator: torch.Generator | None = None, first: int = 0
+) -> dict:
+    """The arguments of the model; a mask is drawn, or without a generator that of the image's number, which is `first`
+    for the first."""
     if task.kind == "classification":
         return {"pixel_values": pixels, "labels": labels}
     grid = (task.options["image_size"] // task.options["patch_size"],) * 2
     count = grid[0] * grid[1]
     if generator is None:
-        noise = fixed_noise(torch.arange(len(pixels)), count)
+        noise = fixed_noise(torch.arange(first, first + len(pixels)), count)
     else:
         noise = torch.rand(len(pixels), count, generator=generator)
     masked, _ = draw_masks("scatter", noise, grid, task.options["mask_ratio"], 1.0)
@@ -152,12 +156,13 @@ def evaluate(model: nn.Module, task: Task, data: tuple[Tensor, Tensor], num_step
     """`score`: the accuracy, or the error over the hidden pixels, of that of the mean color of the visible ones; and
     for an energy model the share of (image, step) at which the energy rises."""
     model.eval()
-    transformer = not hasattr(model.energy_transformer.layers[0], "update")
+    transformer = isinstance(model.energy_transformer.layers[0], contestants.Transformer)
     options = {} if num_steps is None else {"num_steps": num_steps}
     options |= {} if transformer else {"output_energies": True}
     correct, error, baseline, rises, pairs = 0, 0.0, 0.0, 0, 0
-    for pixels, labels in zip(data[0].split(250), data[1].split(250), strict=True):
-        given = inputs_of(task, pixels, labels)
+    for first in range(0, len(data[0]), 250):
+        pixels, labels = (tensor[first : first + 250] for tensor in data)
+        given = inputs_of(task, pixels, labels, first=first)
         outputs = model(**given, **options)
         if task.kind == "classification":
             correct += (outputs.logits.argmax(-1) == labels).sum().item()
@@ -201,8 +206,13 @@ def one_run(folder: Path, task_name: str, model_name: str, rate: float, seed: in
     found |= evaluate(model, task, data[part])
     if test and model_name != "transformer of T layers":  # which has no layers for more steps
         steps = task.options["num_steps"]
-        longer = {count: evaluate(model, task, data[part], count) for count in (steps * 2, steps * 4)}
+        longer = {count: evaluate(model, task, data[part], count) for count in (steps * 2, steps * 3, steps * 4)}
         found["longer"] = {count: {"score": each["score"], "rises": each["rises"]} for count, each in longer.items()}
+    if test:
+        few = inputs_of(task, *(tensor[:250] for tensor in data[part]))
+        found["along_the_steps"] = along_the_steps(model, few)
+        if found["pairs"]:
+            found["rises_by_step_size"] = rises_by_step_size(model, few)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
     print(f"{task_name}, {model_name}, rate {rate:g}, seed {seed}: {part} {found['score']:.3f}", flush=True)

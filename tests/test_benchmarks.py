@@ -84,15 +84,17 @@ def test_what_a_stream_reads():
 @pytest.mark.slow
 def test_a_trial_of_the_comparison_leaves_its_runs_and_a_table(tmp_path):
     """And a second sitting goes on where the first stopped."""
-    models = ["looped transformer", "both, widened"]
+    models = ["looped transformer", "both, widened", "Hyper-SET"]
     wanted = ["--quick", "--task", "mnist5k", "--output_dir", tmp_path / "strength", "--models", *models]
     for seeds in (1, 2):
         result = run(*wanted, "--seeds", seeds, script="strength.py")
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count("test") == 2  # of the new seed alone
+        assert result.stdout.count("test") == 3  # of the new seed alone
     runs = [json.loads(file.read_text()) for file in (tmp_path / "strength" / "mnist5k").glob("*-test-*.json")]
-    looped, energy = ([one for one in runs if one["model"] == model] for model in models)
+    looped, energy, _ = ([one for one in runs if one["model"] == model] for model in models)
     assert len(looped) == len(energy) == 2 and looped[0]["rises"] is None and energy[0]["pairs"] == 128 * 12
     assert 0 <= looped[0]["parameters"] - energy[0]["parameters"] < 64
+    assert all(len(each) == 13 for run in runs for each in run["along_the_steps"].values())
+    assert energy[0]["rises_by_step_size"]["1"] == 0.0
     page = (tmp_path / "strength.md").read_text()
     assert all(f"| {model} |" in page for model in models) and (tmp_path / "strength.png").is_file()
