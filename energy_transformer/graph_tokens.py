@@ -93,8 +93,10 @@ class GraphTokens:
             parts.append(node[lacking].expand(2, -1))
         return torch.cat(parts, 1)
 
-    def context(self, edges: Edges, backend: str, generator: torch.Generator | None) -> EnergyContext:
-        """What the descent is told of the edges: as they are, or as a mask and a bias of all pairs."""
+    def context(
+        self, edges: Edges, dtype: torch.dtype, backend: str, generator: torch.Generator | None
+    ) -> EnergyContext:
+        """What the descent of tokens of this dtype is told: the edges, or a mask and a bias of all pairs."""
         if not self.padded:
             return EnergyContext(edges=edges, generator=generator)
         sources, targets = self.places[edges.index]
@@ -105,7 +107,8 @@ class GraphTokens:
         tokens[self.places] = True
         bias = edges.bias
         if bias is not None or (counts > 1).any():  # parallel edges add up in the exponentials
-            values = torch.zeros(len(pair), 1, device=pair.device) if bias is None else bias
+            dtype = torch.promote_types(dtype, torch.float32)
+            values = torch.zeros(len(pair), 1, dtype=dtype, device=pair.device) if bias is None else bias.to(dtype)
             bias = segment_logsumexp(values, pair, len(counts)).view(*shape, -1).movedim(-1, 1)
         masks = tokens.view(shape[:2]), counts.view(shape) > 0
         return EnergyContext(*masks, bias=bias, backend=backend, generator=generator)

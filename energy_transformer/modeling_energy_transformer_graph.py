@@ -149,8 +149,8 @@ class EnergyTransformerGraphModel(EnergyTransformerGraphPreTrainedModel):
         """x_0, what the descent is told, and what the reference mode returns beside the rest."""
         if self.modulation is None:
             state = graphs.lay(self.embeddings(x, positions, graphs))
-            backend = self.config._attn_implementation
-            return state, graphs.context(self._edges(edge_index, edge_attr, graphs), backend, generator), {}
+            edges, backend = self._edges(edge_index, edge_attr, graphs), self.config._attn_implementation
+            return state, graphs.context(edges, state.dtype, backend, generator), {}
         state = padded_tokens(self.embeddings, x, positions, graphs)
         adjacency = padded_adjacency(edge_index, edge_attr, graphs, state)
         modulation = self.modulation(state, adjacency)

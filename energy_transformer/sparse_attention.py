@@ -39,7 +39,7 @@ class EdgeProducts(torch.autograd.Function):
     def forward(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
         products = a.new_empty(len(of_a), a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
         for part in _parts(of_a, a):
-            products[part] = torch.linalg.vecdot(a[of_a[part]], b[of_b[part]])
+            products[part] = torch.linalg.vecdot(at_least_float32(a[of_a[part]]), at_least_float32(b[of_b[part]]))
         return products
 
     @staticmethod
@@ -114,7 +114,7 @@ def edge_attention(query: Tensor, key: Tensor, beta, context: EnergyContext) -> 
 def edge_logsumexp(query: Tensor, key: Tensor, beta, context: EnergyContext) -> Tensor:
     """Row logsumexp of the scores, (H, N); 0 for a token that no edge leads to."""
     scores, _, targets = _scores(*_by_token(query, key), beta, context)
-    return segment_logsumexp(at_least_float32(scores), targets, query.shape[1]).mT
+    return segment_logsumexp(scores, targets, query.shape[1]).mT
 
 
 EDGE_BACKEND = AttentionBackend(edge_attention, edge_logsumexp)
