@@ -16,6 +16,7 @@ from energy_transformer.graph_reference import (
     padded_adjacency,
 )
 from energy_transformer.graph_tokens import GraphTokens
+from energy_transformer.utils.errors import UserError
 
 GRAPHS = ["cls_plain", "cls_deep", "cls_edge_features", "reg_edge_type", "superpixel", "variant_gelu_biases"]
 GRAPHS += ["variant_lse"]
@@ -271,3 +272,122 @@ def test_attention_along_edges(case):
         assert_close(automatic, ref["clamped/minus_energy_grad"])
     else:
         assert_close(automatic, expected)
+
+
+def fill(shape, scale, start):
+    """The numbers by which the specification of both codes was checked."""
+    index = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return (scale * torch.sin(0.37 * index + start)).reshape(shape)
+
+
+LEMON_CHECK = {
+    0.0: (
+        [0.0387790863107, 0.0809261369842, 0.1121202146585],
+        [-39.827868925671, -40.845824651414, -50.682759319101, -48.982719299465],
+    ),
+    0.1: (
+        [0.0400541062181, 0.0818268454860, 0.1125247050844],
+        [-54.364720075851, -55.379481354608, -65.315490068718, -63.614636541897],
+    ),
+}
+
+
+@pytest.mark.parametrize("bias", LEMON_CHECK)
+def test_check_values_of_the_graph_classifier(bias, tmp_path):
+    param = {
+        "encoder": {"kernel": fill((3, 8), 0.5, 1), "bias": fill((8,), 0.1, 2)},
+        "cls_token": fill((1, 8), 0.5, 3),
+        "pos_pj": {"kernel": fill((4, 8), 0.5, 4), "bias": fill((8,), 0.1, 5)},
+        "adj_pj": {"kernel": fill((1, 2), 0.5, 6), "bias": fill((2,), bias, 7)},
+        "conv": {"kernel": fill((3, 3, 1, 2), 0.5, 8)},
+        "decoder": {"kernel": fill((8, 3), 0.5, 21), "bias": fill((3,), 0.1, 22)},
+    }
+    for i in range(2):
+        names = {"Wk": ((2, 4, 8), 0.5, 13), "Wq": ((2, 4, 8), 0.5, 15), "Hw": ((2, 2), 1, 17)}
+        attention = {name: fill(shape, scale, start + i) for name, (shape, scale, start) in names.items()}
+        attention["betas"] = fill((2,), 0.5, 1.5 - 0.2 * i)
+        memories = {"proj": {"kernel": fill((8, 32), 0.3, 19 + i)}}
+        param[f"encode_norm_{i}"] = {"gamma": fill((1,), 1, 9 + i), "bias": fill((8,), 0.1, 11 + i)}
+        param[f"encode_block_{i}"] = {"attn": attention, "chn": memories}
+
+    (tmp_path / "state.msgpack").write_bytes(flax_bytes(numpy_tree(param)))
+    model = convert_checkpoint(tmp_path / "state.msgpack", num_steps=2)
+    one_way = torch.tensor([[0, 1, 2, 3, 0], [1, 2, 3, 4, 3]])
+    index = torch.cat([one_way, one_way.flip(0)], 1)
+    outputs = model(fill((5, 3), 1, 0.1), index, positions=fill((1, 6, 4), 0.5, 0.2), output_energies=True)
+    logits, energies = LEMON_CHECK[bias]
+    assert_close(outputs.logits[0], torch.tensor(logits, dtype=torch.float64))
+    assert_close(outputs.energies[0, :4], torch.tensor(energies, dtype=torch.float64))
+
+
+def numpy_tree(tree):
+    return {name: numpy_tree(value) if isinstance(value, dict) else value.numpy() for name, value in tree.items()}
+
+
+ANOMALY_CHECK = {
+    12: [
+        [0.154771263872, -0.350901322036],
+        [0.982321521812, -1.108664983319],
+        [0.708386286739, -0.583625937832],
+        [0.176003303319, 0.714148329992],
+        [-0.501849944582, 1.836168484104],
+        [0.229017849612, 1.007869240741],
+    ],
+    6: [
+        [-0.151797578997, 0.660401564349],
+        [0.216373387500, 0.954599132875],
+        [0.261202566061, 0.557011793214],
+        [0.471683409382, -0.596817803660],
+        [0.135711659710, -1.237424993390],
+        [0.427758718260, -0.879049333978],
+    ],
+}
+
+
+@pytest.mark.parametrize("width", ANOMALY_CHECK)
+def test_check_values_of_the_anomaly_detection(width, tmp_path):
+    state = {"embedding_h.weight": fill((6, 3), 0.5, 1), "embedding_h.bias": fill((6,), 0.1, 2)}
+    for block, start, tau in (("layers", 3, 1.5), ("layers_out", 8, 1.2)):
+        state[f"{block}.attention.Q"] = fill((6, 2, 6), 0.5, start)
+        state[f"{block}.attention.K"] = fill((6, 2, 6), 0.5, start + 1)
+        state[f"{block}.attention.beta"] = fill((1,), 2, tau)
+        state[f"{block}.W"] = fill((6, 12), 0.3, start + 2)
+        state[f"{block}.layer_norm1.weight"] = fill((6,), 1, start + 3)
+        state[f"{block}.layer_norm1.bias"] = fill((6,), 0.1, start + 4)
+    state |= {"MLP_layer.weight": fill((2, width), 0.5, 13), "MLP_layer.bias": fill((2,), 0.1, 14)}
+    torch.save(state, tmp_path / "net.pth")
+    model = convert_checkpoint(tmp_path / "net.pth", num_steps=3)
+    one_way = torch.tensor([[0, 1, 2, 3, 4, 1], [1, 2, 3, 4, 5, 4]])
+    index = torch.cat([one_way, one_way.flip(0), torch.arange(6).expand(2, -1)], 1)
+    logits = model(fill((6, 3), 1, 0.1), index).logits
+    assert_close(logits, torch.tensor(ANOMALY_CHECK[width], dtype=torch.float64))
+
+
+def test_a_converted_folder_loads_and_says_what_it_is(tmp_path):
+    """Its card names the class to open it with; what the original never reads is left out and listed."""
+    ref = reference("anomaly_T3")
+    torch.save(under(ref, "state_dict/"), tmp_path / "net.pth")
+    model = convert_checkpoint(tmp_path / "net.pth", tmp_path / "folder", num_steps=3)
+    loaded = type(model).from_pretrained(tmp_path / "folder", dtype="auto")
+    assert torch.equal(loaded(ref["X"], ref["edge_index"]).logits, model(ref["X"], ref["edge_index"]).logits)
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "from energy_transformer import EnergyTransformerForNodeClassification" in card
+    assert "`pos_embedding.weight`" in card and "images" not in card
+
+
+def test_what_a_graph_checkpoint_contradicts(tmp_path):
+    torch.save(under(reference("anomaly_T1"), "state_dict/"), tmp_path / "net.pth")
+    tree = flax_tree(reference("cls_plain"))
+    (tmp_path / "state.msgpack").write_bytes(flax_bytes(tree))
+    for file in ("net.pth", "state.msgpack"):
+        for options, message in [
+            ({"image_size": 8}, "image_size does not apply"),
+            ({"attention_beta": 0.5}, "attention_beta does not apply"),
+            ({"num_attention_heads": 7}, "contradicts the source"),
+        ]:
+            with pytest.raises(UserError, match=message):
+                convert_checkpoint(tmp_path / file, **options)
+    tree["decoder"]["kernel"] = tree["decoder"]["kernel"][1:]
+    (tmp_path / "short.msgpack").write_bytes(flax_bytes(tree))
+    with pytest.raises(UserError, match=r"decoder\.kernel has shape"):
+        convert_checkpoint(tmp_path / "short.msgpack")
