@@ -39,7 +39,8 @@ class EdgeProducts(torch.autograd.Function):
     def forward(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
         products = a.new_empty(len(of_a), a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
         for part in _parts(of_a, a):
-            products[part] = torch.linalg.vecdot(at_least_float32(a[of_a[part]]), at_least_float32(b[of_b[part]]))
+            rows = (x.index_select(0, places[part]) for x, places in ((a, of_a), (b, of_b)))  # faster than x[places]
+            products[part] = torch.linalg.vecdot(*map(at_least_float32, rows))
         return products
 
     @staticmethod
@@ -61,7 +62,8 @@ class EdgeSums(torch.autograd.Function):
     def forward(weights: Tensor, values: Tensor, origin: Tensor, destination: Tensor) -> Tensor:
         sums = torch.zeros_like(values, dtype=weights.dtype, memory_format=torch.contiguous_format)
         for part in _parts(origin, values):
-            sums.index_add_(0, destination[part], weights[part, :, None] * values[origin[part]])
+            rows = values.index_select(0, origin[part])
+            sums.index_add_(0, destination[part], weights[part].unsqueeze(-1) * rows)
         return sums.to(values.dtype)
 
     @staticmethod
@@ -80,7 +82,7 @@ def segment_logsumexp(values: Tensor, segments: Tensor, count: int) -> Tensor:
     index = segments[:, None].expand_as(values)
     top = values.detach().new_full((count, values.shape[1]), float("-inf")).scatter_reduce(0, index, values, "amax")
     top = top.detach().masked_fill(top.isinf(), 0.0)
-    sums = torch.zeros_like(top).index_add(0, segments, (values - top[segments]).exp())
+    sums = torch.zeros_like(top).index_add(0, segments, (values - top.index_select(0, segments)).exp())
     return top + sums.masked_fill(sums == 0, 1.0).log()
 
 
@@ -105,7 +107,7 @@ def edge_attention(query: Tensor, key: Tensor, beta, context: EnergyContext) -> 
     """Both terms of the gradient, (H, N, Y) each, along the edges of the context."""
     query, key = _by_token(query, key)
     scores, sources, targets = _scores(query, key, beta, context)
-    weights = (scores - segment_logsumexp(scores, targets, len(query))[targets]).exp()
+    weights = (scores - segment_logsumexp(scores, targets, len(query)).index_select(0, targets)).exp()
     by_keys = EdgeSums.apply(weights, key, sources, targets)
     by_queries = EdgeSums.apply(weights, query, targets, sources)
     return AttentionTerms(by_keys.transpose(0, 1), by_queries.transpose(0, 1))

@@ -242,6 +242,13 @@ def test_a_saved_model_is_loaded_by_its_own_class_and_by_the_auto_classes(head, 
     assert type(base) is EnergyTransformerGraphModel and not info["missing_keys"]
 
 
+def test_a_pushed_model_is_pulled(hub):
+    graphs, model = Graphs.draw(5, [3, 4]), model_of(HEADS[1])
+    model.push_to_hub("alice/graphs", token=hub.token)
+    pulled = HEADS[1].from_pretrained("alice/graphs", dtype="auto")
+    torch.testing.assert_close(pulled(**vars(graphs)).logits, model(**vars(graphs)).logits, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("layout", ["sparse", "dense"])
 def test_labels_are_learned(layout):
     graphs = Graphs.draw(0, [4, 6, 5, 3, 6, 5])
