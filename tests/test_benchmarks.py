@@ -75,7 +75,7 @@ def test_how_fast_images_are_decoded():
 
 
 def test_what_a_large_graph_takes():
-    done = run("--nodes", 2000, "--edges", 10_000, 20_000, script="graphs.py")
+    done = run("--nodes", 2000, "--edges", 10_000, 20_000, script="large_graphs.py")
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()[4:]] == ["10,000", "20,000"]
 

@@ -1,8 +1,8 @@
 """What a training step of node classification takes along the edges of a large random graph.
 
-python benchmarks/graphs.py [--nodes 100000] [--edges 250000 500000 1000000] [--device cpu] prints a table: the most
-that the tensors of a step hold at once, above the model and the graph, and its seconds, for D 64, H 4 and T 4; on a CPU
-on one thread.
+python benchmarks/large_graphs.py [--nodes 100000] [--edges 250000 500000 1000000] [--device cpu] prints a table: the
+most that the tensors of a step hold at once, above the model and the graph, and its seconds, for D 64, H 4 and T 4; on
+a CPU on one thread.
 """
 
 import argparse
