@@ -74,6 +74,12 @@ def test_how_fast_images_are_decoded():
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["size", "500x375", "1024x768", "4000x3000"]
 
 
+def test_what_a_large_graph_takes():
+    done = run("--nodes", 2000, "--edges", 10_000, 20_000, script="large_graphs.py")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()[4:]] == ["10,000", "20,000"]
+
+
 @pytest.mark.slow
 def test_what_a_stream_reads():
     done = run(script="stream_division.py")
