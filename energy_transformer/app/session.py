@@ -21,8 +21,8 @@ from ..inspection import (
     memory_figure,
     reconstruct,
 )
-from ..inspection.energy_pictures import color_scale, draw_map, label_bar
-from ..inspection.pictures import draw_spread
+from ..inspection.energy_pictures import color_scale, draw_energy, draw_map, label_bar
+from ..inspection.token_geometry import draw_changes
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..utils.errors import UserError
 
@@ -137,15 +137,12 @@ def energy_map(found: Reconstruction, step: int) -> Picture:
 
 
 def energy_curve(found: Reconstruction, step: int) -> Picture:
-    """The energy and how far each step moves the tokens, with the step that is shown."""
+    """The energy, and how far each step moves the tokens, with a red dot at the step that is shown."""
     picture = Picture(4.2, 3.0, {"energies": found.energies, "changes": found.changes})
     energy, change = picture.subplots(2, 1, sharex=True)
-    draw_spread(energy, found.energies, "black")
-    energy.plot(step, found.energies[0, step].item(), "o", color="tab:red")
-    energy.set(xlabel="", ylabel="energy", title="the picture, step by step")
-    energy.title.set_fontsize(9)
-    steps = range(1, found.num_steps + 1)
-    change.bar(steps, found.changes[0].tolist(), color=["tab:red" if t == step else "0.6" for t in steps])
-    change.set(xlabel="step", ylabel="change")
-    change.spines[["top", "right"]].set_visible(False)
+    draw_energy(energy, found, shown=[step])
+    energy.set(xlabel="", ylabel="energy − its start")
+    energy.set_title("the energy of the picture at each step", fontsize=9)
+    draw_changes(change, found.changes, [step])
+    change.set(title="", ylabel="change in %")
     return picture
