@@ -28,6 +28,8 @@ from ..utils.errors import UserError
 
 SHOWN = 384  # pixels of the longer side of a picture, at least
 MAX_IMAGE_PIXELS = 40_000_000  # of an upload
+MAX_LAYERS = 4  # of the editor, which makes one; a browser may send anything
+MAX_LAYER_PIXELS = 4_000_000
 _DATASET = 256  # crops that are searched for what activates the memories
 
 
@@ -118,6 +120,24 @@ class Explorer:
         rows, columns = found.grid
         place = y // self.enlargement // height, x // self.enlargement // width
         return attention_figure(found, 0, (min(place[0], rows - 1), min(place[1], columns - 1)))
+
+
+def painted_on(editor: dict | None) -> np.ndarray | None:
+    """Where any layer (H, W, 4) of the editor is not transparent, booleans; None where it has no layer.
+
+    Raises:
+        UserError: for more than four layers, layers of different sizes, or more than four million pixels in one.
+    """
+    layers = [layer for layer in (editor or {}).get("layers", []) if layer is not None]
+    if not layers:
+        return None
+    sizes = {layer.shape[:2] for layer in layers}
+    if len(layers) > MAX_LAYERS or len(sizes) > 1 or layers[0].shape[0] * layers[0].shape[1] > MAX_LAYER_PIXELS:
+        raise UserError(
+            f"layers must be at most {MAX_LAYERS} of one size and of at most {MAX_LAYER_PIXELS:,} pixels, got "
+            f"{len(layers)} of {', '.join('x'.join(map(str, size)) for size in sorted(sizes)[:3])}"
+        )
+    return np.logical_or.reduce([layer[..., 3] > 0 for layer in layers])
 
 
 def on_cpu(found: Reconstruction) -> Reconstruction:
