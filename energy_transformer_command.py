@@ -1,7 +1,7 @@
 """The command `energy-transformer`: finds the module of a command by its name, and imports it when it is used.
 
 It lies beside the package because importing anything of the package imports torch, for which `--help` does not wait.
-A command is a file of `energy_transformer/commands` with a `main(argv)`; the first line of its docstring tells what it
+A command is a file of `energy_transformer/commands` with a `main(argv)`; the first line of its docstring says what it
 does.
 """
 
@@ -37,7 +37,7 @@ def help_text() -> str:
 
 
 def main() -> NoReturn:
-    """Run the command that the first word names with the words after it, or tell in one line that there is none."""
+    """Run the command that the first word names with the words after it, or say in one line that there is none."""
     name, *words = sys.argv[1:] or [""]
     if name in ("-h", "--help"):
         print(help_text())
@@ -46,7 +46,7 @@ def main() -> NoReturn:
         from energy_transformer.utils.suggestions import did_you_mean
 
         what = f"there is no command {name!r}{did_you_mean(name, commands())}" if name else "name a command"
-        print(f"error: {what} ({', '.join(commands())}; --help tells what each does)", file=sys.stderr)
+        print(f"error: {what} ({', '.join(commands())}; --help lists what each does)", file=sys.stderr)
         sys.exit(2)
 
     from energy_transformer.utils.command_line import run_script

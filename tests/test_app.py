@@ -1,5 +1,7 @@
 """The app in a real browser, headless Chromium: `make test-app` installs what it needs and runs it."""
 
+import contextlib
+import os
 import re
 import shutil
 import socket
@@ -8,13 +10,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.hub.contents import space_files
 
 pytestmark = pytest.mark.app
 SECONDS = 120
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +34,24 @@ def address(tmp_path_factory):
     )  # fmt: skip
     EnergyTransformerForMaskedImageModeling(config).save_pretrained(folder / "model")
     build_image_processor((32, 32)).save_pretrained(folder / "model")
+    with serving(
+        [sys.executable, "-m", "energy_transformer", "app", str(folder / "model"), "--port", "PORT"], folder
+    ) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(command, folder):
+    """The address of an app that a process serves as long as this is open; it starts in the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "energy_transformer", "app", str(folder / "model"), "--port", str(port)]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as server:
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port)}
+    command = [str(port) if word == "PORT" else word for word in command]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment) as server,
+    ):
         try:
             url, end = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
             while True:
@@ -162,3 +180,16 @@ def test_it_listens_on_this_machine_alone(address):
         if not ip.startswith("127."):
             with pytest.raises(OSError), socket.create_connection((ip, port), timeout=5):
                 pass
+
+
+def test_a_space_opens_on_its_own_files(browser, tmp_path):
+    files = space_files(ROOT / "spaces")
+    for name, path in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / name)
+    with serving([sys.executable, "app.py"], tmp_path) as url:
+        user = User(browser, url)
+        user.choose("coffee")
+        user.paint()
+        user.fill_in()
+        assert user.source("result")

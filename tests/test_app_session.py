@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from energy_transformer import EnergyTransformerConfig, EnergyTransformerForMaskedImageModeling
-from energy_transformer.app.session import MAX_IMAGE_PIXELS, Explorer, energy_curve, energy_map
+from energy_transformer.app.session import MAX_IMAGE_PIXELS, Explorer, energy_curve, energy_map, painted_on
 from energy_transformer.data.image_processing import build_image_processor
+from energy_transformer.inspection import load_for_inspection
 from energy_transformer.utils.errors import UserError
 
 
@@ -69,6 +70,25 @@ def test_mistakes_are_told_in_a_line(explorer, picture, tmp_path):
     Image.new("1", (side, side)).save(tmp_path / "large.png")
     with pytest.raises(UserError, match="pixels"):
         explorer.open(str(tmp_path / "large.png"))
+
+
+def test_the_layers_of_the_editor_are_joined_and_bounded():
+    left, right = (np.zeros((4, 6, 4), dtype=np.uint8) for _ in range(2))
+    left[1, 0, 3], right[2, 5, 3] = 255, 1
+    assert np.argwhere(painted_on({"layers": [left, None, right]})).tolist() == [[1, 0], [2, 5]]
+    assert painted_on(None) is None and painted_on({"layers": []}) is None
+    wide = np.broadcast_to(left[:1, :1], (2000, 2001, 4))
+    for layers in ([left] * 5, [left, left[:2]], [wide]):
+        with pytest.raises(UserError, match=r"^layers must be at most 4 of one size and of at most 4,000,000 pixels"):
+            painted_on({"layers": layers})
+
+
+def test_a_processor_of_other_channels_is_refused_in_a_line(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    build_image_processor((16, 24), 1).save_pretrained(tmp_path)
+    for load in (Explorer.of, load_for_inspection):
+        with pytest.raises(UserError, match=r"num_channels 3, but its preprocessor_config\.json normalizes 1$"):
+            load(str(tmp_path))
 
 
 def test_a_gray_model_takes_photographs_in_color(small_config, tmp_path):

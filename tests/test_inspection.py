@@ -54,9 +54,9 @@ OF_MASKED_MODELS = {"overview", "reconstructions", "descent", "memories_switched
 @pytest.fixture
 def deep_model(small_config):
     """Two blocks of two and three steps."""
-    small_config.num_hidden_layers, small_config.num_steps = 2, [2, 3]
     torch.manual_seed(0)
-    return EnergyTransformerForMaskedImageModeling(type(small_config)(**small_config.to_dict())).eval()
+    options = small_config.to_dict() | {"num_hidden_layers": 2, "num_steps": [2, 3]}
+    return EnergyTransformerForMaskedImageModeling(type(small_config)(**options)).eval()
 
 
 @pytest.fixture
@@ -135,6 +135,16 @@ def test_what_is_written_on_the_pictures(result):
     assert texts[-1].replace("−", "-").endswith(f"{change:+,.0f}")
     picture = attention_figure(result, patch=(0, 0))
     assert "row 0, column 0" in picture.get_suptitle() and "at the CLS token" in picture.get_suptitle()
+
+
+def test_a_line_stands_between_the_blocks(deep_model, result):
+    record = record_descent(deep_model, PROCESSOR, images(3), some_mask(3))
+    steps = deep_model.config.steps_of_blocks
+    assert record.block_starts == (0, steps[0]) and result.block_starts == (0,)
+    axis, plain = energy_figure(record).axes[0], energy_figure(result).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["block 1", "2"] and not plain.texts
+    upright = [line.get_xdata()[0] for line in axis.lines if list(line.get_ydata()) == [0, 1]]
+    assert upright == [steps[0] - 0.5]
 
 
 def test_images_are_drawn_at_their_own_resolution():

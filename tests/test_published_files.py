@@ -36,7 +36,7 @@ def test_only_what_a_run_writes_is_pushed(folder):
     code = {name for name in names if name.endswith(".py")}
     assert {"modeling_energy_transformer.py", "configuration_energy_transformer.py", "energies.py"} <= code
     assert names - code == {*WRITTEN, "config.json", "model.safetensors"}
-    assert files_that_stay(folder) == [
+    assert files_that_stay(folder, files_to_push(folder)) == [
         "checkpoint-5/", "mlruns/", "my.json", "nohup.out", "notes.py", "other.safetensors", "runs/", "secrets.txt",
         "slurm-123.out", "wandb/",
     ]  # fmt: skip

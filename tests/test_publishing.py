@@ -2,15 +2,18 @@
 
 import hashlib
 import os
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
 
-from energy_transformer.hub import failures, files_to_push, push_folder
+from energy_transformer.hub import failures, files_to_push, push_files, push_folder
+from energy_transformer.hub.contents import space_files
 from energy_transformer.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +201,72 @@ def test_the_script_as_a_process(hub, folder, tmp_path):
     assert "hf_wrong" not in wrong.stdout + wrong.stderr and "Traceback" not in wrong.stderr
 
 
+START = """
+import energy_transformer
+from energy_transformer.app.session import Explorer
+explorer = Explorer.of(str(energy_transformer.demo_checkpoint()))
+print(energy_transformer.__file__, explorer.most_steps)
+"""
+
+
+def test_a_space_runs_on_what_was_pushed_alone(hub, tmp_path, monkeypatch):
+    """Up to its interface, which tests/test_app.py opens."""
+    run_script(ROOT / "spaces", "alice/app", "--repo_type=space", f"--token={hub.token}")
+    assert hub.repository("alice/app", "space").find("main").title == "Upload space"
+    space = Path(snapshot_download("alice/app", repo_type="space", local_dir=tmp_path / "space"))
+    names = {path.relative_to(space).as_posix() for path in space.rglob("*") if ".cache" not in path.parts}
+    assert {"app.py", "README.md", "requirements.txt"} <= names
+    assert "energy_transformer/weights/demo/model.safetensors" in names and not [n for n in names if "pycache" in n]
+    environment = os.environ | {"PYTHONPATH": str(space)}
+    done = subprocess.run([sys.executable, "-c", START], cwd=space, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(space / "energy_transformer" / "__init__.py"), "12"]
+
+
+def test_a_space_whose_answer_was_lost_is_committed_once(hub, tmp_path):
+    hub.fail("/api/spaces/alice/app/commit/main", method="POST", drop="answer")
+    address = push_files(space_files(ROOT / "spaces"), "alice/app", token=hub.token, repo_type="space")
+    repository = hub.repository("alice/app", "space")
+    assert [commit.title for commit in repository.history(repository.find("main"))] == [
+        "Upload model",
+        "initial commit",
+    ]
+    assert address == f"{hub.url}/spaces/alice/app/commit/{repository.find('main').oid}"
+
+
+def test_a_dry_run_of_a_space(hub, capsys):
+    run_script(ROOT / "spaces", "alice/app", "--repo_type=space", "--dry_run")
+    listed = capsys.readouterr().out
+    assert "  app.py\n" in listed and "  energy_transformer/block.py\n" in listed and not hub.requests
+
+
+def test_a_space_lists_what_the_package_and_its_app_need():
+    project = (ROOT / "pyproject.toml").read_text()
+    needed = []
+    for name in ("dependencies", "train"):
+        block = re.search(rf"^{name} = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+        needed += re.findall(r'"(.+)"', block[1])
+    assert 'app = ["energy-transformer[train]", "gradio>=6"]' in project
+    listed = (ROOT / "spaces" / "requirements.txt").read_text().splitlines()
+    assert [line for line in listed if not line.startswith("#")] == needed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "app.py").unlink(), "holds no Space: it lacks app.py"),
+        (lambda folder: (folder / "README.md").write_text("---\nsdk: static\n---\n"), "holds no Space with Gradio"),
+        (lambda folder: [(folder / "app.py").unlink(), (folder / "app.py").symlink_to(SCRIPT)], "app.py is a link"),
+    ],
+)
+def test_a_folder_that_is_no_space_is_not_pushed(hub, tmp_path, change, message):
+    folder = shutil.copytree(ROOT / "spaces", tmp_path / "spaces")
+    change(folder)
+    with pytest.raises(UserError, match=message) as error:
+        run_script(folder, "alice/app", "--repo_type=space")
+    assert "\n" not in str(error.value) and not hub.requests
+
+
 def damage(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
@@ -214,7 +283,7 @@ def damage(folder):
             lambda folder: [(folder / name).unlink() for name in ("README.md", "all_results.json")],
             "its run has not finished",
         ),
-        (lambda folder: (folder / "README.md").write_text("---\ntags: [\n---\n"), "is not that of a model card: while"),
+        (lambda folder: (folder / "README.md").write_text("---\ntags: [\n---\n"), "is not that of a card: while"),
         (lambda folder: (folder / "README.md").write_text("---\n- a\n---\n"), "card metadata block should be a dict"),
         (lambda folder: (folder / "config.json").write_text('{"architectures": ["ViTModel"]}'), "holds a ViTModel"),
         (lambda folder: (folder / "config.json").write_text("{}"), "holds no model of this package"),

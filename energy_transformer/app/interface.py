@@ -1,6 +1,6 @@
 """The interface of the app, in Gradio.
 
-Everything of a user is in the state of his session. The server reads no file but what is uploaded to it, and serves
+What belongs to a user is in the state of the session. The server reads no file but what is uploaded to it, and serves
 none but what it made.
 """
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.demo import PHOTOGRAPHS, photograph
 from ..utils.errors import UserError
-from .session import MAX_IMAGE_PIXELS, Explorer, energy_curve, energy_map
+from .session import MAX_IMAGE_PIXELS, Explorer, energy_curve, energy_map, painted_on
 
 MAX_UPLOAD = "20mb"
 INTRODUCTION = """# Energy Transformer
@@ -32,12 +32,6 @@ def _tell(function: Callable) -> Callable:
             raise gr.Error(str(error), print_exception=False) from error
 
     return told
-
-
-def _painted(editor: dict | None) -> np.ndarray | None:
-    """Where any layer of the editor is not transparent, booleans."""
-    layers = [layer[..., 3] > 0 for layer in (editor or {}).get("layers", []) if layer is not None]
-    return np.logical_or.reduce(layers) if layers else None
 
 
 def _drawn(name: str) -> gr.Image:
@@ -68,7 +62,7 @@ class Handlers:
     def fill_in(self, picture, editor, num_steps):
         if picture is None:
             raise UserError("there is no picture yet: choose a photograph, or upload one")
-        found = self.explorer.descend(picture, _painted(editor), int(num_steps))
+        found = self.explorer.descend(picture, painted_on(editor), int(num_steps))
         last = found.num_steps
         return found, gr.Slider(maximum=max(last, 1), value=last, interactive=last > 0), *self.look(found, last), None
 

@@ -21,13 +21,15 @@ from ..inspection import (
     memory_figure,
     reconstruct,
 )
-from ..inspection.energy_pictures import color_scale, draw_map, label_bar
-from ..inspection.pictures import draw_spread
+from ..inspection.energy_pictures import color_scale, draw_energy, draw_map, label_bar
+from ..inspection.token_geometry import draw_changes
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..utils.errors import UserError
 
 SHOWN = 384  # pixels of the longer side of a picture, at least
 MAX_IMAGE_PIXELS = 40_000_000  # of an upload
+MAX_LAYERS = 4  # of the editor, which makes one; a browser may send anything
+MAX_LAYER_PIXELS = 4_000_000
 _DATASET = 256  # crops that are searched for what activates the memories
 
 
@@ -120,6 +122,24 @@ class Explorer:
         return attention_figure(found, 0, (min(place[0], rows - 1), min(place[1], columns - 1)))
 
 
+def painted_on(editor: dict | None) -> np.ndarray | None:
+    """Where any layer (H, W, 4) of the editor is not transparent, booleans; None where it has no layer.
+
+    Raises:
+        UserError: for more than four layers, layers of different sizes, or more than four million pixels in one.
+    """
+    layers = [layer for layer in (editor or {}).get("layers", []) if layer is not None]
+    if not layers:
+        return None
+    sizes = {layer.shape[:2] for layer in layers}
+    if len(layers) > MAX_LAYERS or len(sizes) > 1 or layers[0].shape[0] * layers[0].shape[1] > MAX_LAYER_PIXELS:
+        raise UserError(
+            f"layers must be at most {MAX_LAYERS} of one size and of at most {MAX_LAYER_PIXELS:,} pixels, got "
+            f"{len(layers)} of {', '.join('x'.join(map(str, size)) for size in sorted(sizes)[:3])}"
+        )
+    return np.logical_or.reduce([layer[..., 3] > 0 for layer in layers])
+
+
 def on_cpu(found: Reconstruction) -> Reconstruction:
     """Without the memory of a GPU, of which every open window would hold some."""
     moved = {name: value.cpu() for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
@@ -137,15 +157,12 @@ def energy_map(found: Reconstruction, step: int) -> Picture:
 
 
 def energy_curve(found: Reconstruction, step: int) -> Picture:
-    """The energy and how far each step moves the tokens, with the step that is shown."""
+    """The energy, and how far each step moves the tokens, with a red dot at the step that is shown."""
     picture = Picture(4.2, 3.0, {"energies": found.energies, "changes": found.changes})
     energy, change = picture.subplots(2, 1, sharex=True)
-    draw_spread(energy, found.energies, "black")
-    energy.plot(step, found.energies[0, step].item(), "o", color="tab:red")
-    energy.set(xlabel="", ylabel="energy", title="the picture, step by step")
-    energy.title.set_fontsize(9)
-    steps = range(1, found.num_steps + 1)
-    change.bar(steps, found.changes[0].tolist(), color=["tab:red" if t == step else "0.6" for t in steps])
-    change.set(xlabel="step", ylabel="change")
-    change.spines[["top", "right"]].set_visible(False)
+    draw_energy(energy, found, shown=[step])
+    energy.set(xlabel="", ylabel="energy − its start")
+    energy.set_title("the energy of the picture at each step", fontsize=9)
+    draw_changes(change, found.changes, [step])
+    change.set(title="", ylabel="change in %")
     return picture

@@ -1,6 +1,6 @@
 """Open an app in the browser: paint a mask on a picture and step through its descent.
 
-It is to be reached from this machine alone, unless --host names another address.
+Only this machine can reach it, unless --host names another address.
 """
 
 from ..utils.command_line import OneLineErrors

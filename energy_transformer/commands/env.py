@@ -1,4 +1,4 @@
-"""Tell versions, devices, what attention `auto` chooses here and why: for a report of a bug."""
+"""Print versions, devices, and which attention `auto` chooses here and why, for a bug report."""
 
 import inspect
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 def main(argv: list[str]) -> None:
     from ..training.checkpoint_evaluation_arguments import parse_evaluation_arguments
 
-    checkpoint, args = parse_evaluation_arguments(argv, __doc__)  # tells a mistake before the slow import
+    checkpoint, args = parse_evaluation_arguments(argv, __doc__)  # reports a mistake before the slow import
     from accelerate import Accelerator
 
     from ..training.checkpoint_evaluation import evaluate_checkpoint, format_table, write_report

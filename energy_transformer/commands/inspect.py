@@ -1,7 +1,7 @@
-"""See inside a model: pictures of its descent, its energies, its attention and its memories.
+"""Look inside a model: pictures of its descent, its energies, its attention and its memories.
 
-Images are files, or else held-out crops of the embedded photographs. Pictures of several images take the first eight or
-four of them, pictures of one image the one of most contrast; the curves are of all.
+Images are files, or held-out crops of the embedded photographs where none are given. Pictures of several images show
+the first eight or four of them, pictures of one image show the one with the most contrast, curves are of all images.
 """
 
 from pathlib import Path
@@ -21,12 +21,16 @@ def build_parser() -> OneLineErrors:
     )  # fmt: skip
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="Image files; embedded photographs when not given.")
     parser.add_argument("--output_dir", type=Path, default=Path("inspection"), help="Folder to write (%(default)s).")
-    parser.add_argument("--num_images", type=int, default=16, help="Of the embedded photographs (%(default)s).")
+    parser.add_argument("--num_images", type=int, default=16, help="The number of embedded crops (%(default)s).")
     parser.add_argument("--image_size", type=int, nargs="+", help="Another size in pixels: one number or two.")
     parser.add_argument("--mask_ratio", type=float, help="Share of the patches to hide; the model's when not given.")
     parser.add_argument("--num_steps", type=int, help="Descent steps of each block; the model's when not given.")
     parser.add_argument(
-        "--patch", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="Whose attention is drawn; one in the middle."
+        "--patch",
+        type=int,
+        nargs=2,
+        metavar=("ROW", "COLUMN"),
+        help="Draw the attention of this patch (one in the middle).",
     )
     parser.add_argument("--seed", type=int, default=0, help="Decides which crops and patches (default: 0).")
     parser.add_argument("--device", help="Such as cpu or cuda; a GPU where there is one when not given.")

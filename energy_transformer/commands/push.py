@@ -1,5 +1,6 @@
-"""Push a finished output_dir to the Hugging Face Hub."""
+"""Push a finished output_dir, or the app as a Space, to the Hugging Face Hub."""
 
+import argparse
 from pathlib import Path
 
 from ..utils.command_line import OneLineErrors
@@ -8,13 +9,19 @@ from ..utils.errors import UserError
 
 def build_parser() -> OneLineErrors:
     parser = OneLineErrors(description=__doc__, allow_abbrev=False)
-    parser.add_argument("output_dir", type=Path, help="Folder of a finished training or of a converted checkpoint.")
+    parser.add_argument(
+        "output_dir", type=Path, help="Folder of a finished training, of a converted checkpoint, or of a Space."
+    )
     parser.add_argument("repo_id", metavar="USER/REPO", help="Repository of the Hub; it is made if there is none.")
+    parser.add_argument(
+        "--repo_type", choices=("model", "space"), default="model",
+        help="A model, or a Space: the folder `spaces` of a clone, with this package beside it (default: %(default)s).",
+    )  # fmt: skip
     parser.add_argument("--private", action="store_true", help="Make a new repository private.")
     parser.add_argument("--revision", help="Branch to commit to, made if there is none (default: main).")
     parser.add_argument("--create_pr", action="store_true", help="Open a pull request in place of a commit.")
     parser.add_argument("--tag", dest="tags", action="append", default=[], help="Tag for the card; may be repeated.")
-    parser.add_argument("--commit_message", default="Upload model", help="First line of the commit.")
+    parser.add_argument("--commit_message", help='First line of the commit (default: "Upload" and the kind).')
     parser.add_argument(
         "--checkpoint", action="store_true", help="Push the newest checkpoint-STEP too, as last-checkpoint/."
     )
@@ -30,32 +37,47 @@ def main(argv: list[str]) -> None:
     if args.create_pr and args.revision:
         raise UserError("create_pr opens a pull request against main: leave out revision")
 
-    from ..hub import files_to_push, push_folder
-    from ..hub.cards import address_card
-    from ..hub.contents import files_that_stay
-    from ..hub.failures import require_repo_id, require_token
-    from ..hub.finished import check_finished
+    from ..hub import push_files
+    from ..hub.contents import files_that_stay, space_files
+    from ..hub.failures import require_repo_id
 
     require_repo_id(args.repo_id)
-    check_finished(args.output_dir)
-    state = state_to_push(args.output_dir) if args.checkpoint else None
+    if args.repo_type == "space":
+        if args.checkpoint:
+            raise UserError("checkpoint: a Space has no saved state, leave it out")
+        files = space_files(args.output_dir)
+    else:
+        files = model_files(args)
     if args.dry_run:
-        list_files(files_to_push(args.output_dir, state), args.repo_id, files_that_stay(args.output_dir))
+        list_files(files, args.repo_id, files_that_stay(args.output_dir, files))
         return
-    require_token(args.token)
-    address_card(args.output_dir, args.repo_id)
-    address = push_folder(
-        args.output_dir,
+    address = push_files(
+        files,
         args.repo_id,
         private=args.private or None,
         revision=args.revision,
         create_pr=args.create_pr,
         tags=args.tags,
-        commit_message=args.commit_message,
+        commit_message=args.commit_message or f"Upload {args.repo_type}",
         token=args.token,
-        state=state,
+        repo_type=args.repo_type,
     )
     print(f"pushed: {address}")
+
+
+def model_files(args: argparse.Namespace) -> dict[str, Path]:
+    """The files of a finished run; its card is written first where it goes to the Hub."""
+    from ..hub import files_to_push
+    from ..hub.cards import address_card
+    from ..hub.failures import require_token
+    from ..hub.finished import check_finished
+
+    check_finished(args.output_dir)
+    state = state_to_push(args.output_dir) if args.checkpoint else None
+    if not args.dry_run:
+        require_token(args.token)
+        address_card(args.output_dir, args.repo_id)
+    return files_to_push(args.output_dir, state)
 
 
 def state_to_push(output_dir: Path) -> Path:

@@ -35,7 +35,7 @@ def build_parser() -> OneLineErrors:
     mask.add_argument(
         "--scale",
         type=float,
-        help="Of what the model works on, in (0, 1]; such that it sees across holes when not given.",
+        help="Shrink the photograph to this share, in (0, 1]; found from the size of the holes when not given.",
     )
     mask.add_argument(
         "--overlap", type=float, help=f"Share of a tile that the next one covers too, in [0, 1) (default: {_OVERLAP})."

@@ -15,7 +15,7 @@ def masked_image_modeling(argv: list[str]) -> None:
     from ..training.masked_image_modeling_arguments import MaskedImageModelingArguments
     from ..training.parsing import parse_arguments
 
-    # a mistake is told before the slow import
+    # a mistake is reported before the slow import
     args = parse_arguments(argv, None, MaskedImageModelingArguments, masked_image_modeling.__doc__)
     from ..training.masked_image_modeling import MaskedImageModelingTraining
 
@@ -39,7 +39,7 @@ def image_classification(argv: list[str]) -> None:
     from ..training.image_classification_arguments import ImageClassificationArguments
     from ..training.parsing import parse_arguments
 
-    # a mistake is told before the slow import
+    # a mistake is reported before the slow import
     args = parse_arguments(argv, None, ImageClassificationArguments, image_classification.__doc__)
     from ..training.image_classification import ImageClassificationTraining
 

@@ -69,7 +69,7 @@ def load_card(path: Path) -> ModelCard:
     try:
         return ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: its metadata is not that of a model card: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: its metadata is not that of a card: {' '.join(str(error).split())}") from error
 
 
 def address_card(folder: str | Path, repo_id: str) -> None:

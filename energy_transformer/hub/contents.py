@@ -1,4 +1,4 @@
-"""Which files of a run's folder may leave this machine: those that the run itself wrote, by name, and no links."""
+"""Which files may leave this machine: those that a run itself wrote, or those of a Space, by name, and no links."""
 
 import contextlib
 import json
@@ -8,7 +8,9 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..utils.errors import UserError
+from .cards import load_card
 
+PACKAGE = Path(__file__).parents[1]
 LAST_CHECKPOINT = "last-checkpoint"  # as transformers' Trainer names it in a repository
 _PATTERNS = (
     "README.md",
@@ -22,6 +24,8 @@ _PATTERNS = (
     "samples/*.png",
     "samples/step-*/*.png",
 )
+_SPACE = ("README.md", "app.py", "requirements.txt")
+_OF_PACKAGE = {".py", ".json", ".md", ".safetensors"}
 
 
 def files_to_push(folder: str | Path, state: str | Path | None = None) -> dict[str, Path]:
@@ -43,9 +47,35 @@ def files_to_push(folder: str | Path, state: str | Path | None = None) -> dict[s
     return files
 
 
-def files_that_stay(folder: str | Path) -> list[str]:
-    """What stands at the top of the folder and is not pushed, by name; hidden files are not told."""
-    pushed = {name.partition("/")[0] for name in files_to_push(folder)}
+def space_files(folder: str | Path) -> dict[str, Path]:
+    """The files of a Space with Gradio by their names in its repository.
+
+    These are `README.md`, `app.py` and `requirements.txt` of the folder, and this package, so that the Space runs the
+    version that was pushed, and needs no release of it.
+
+    Raises:
+        UserError: when one of the folder's is missing, when its `README.md` does not name Gradio, or when a file is a
+            link, or lies in a folder that is one.
+    """
+    folder = Path(folder)
+    for name in _SPACE:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} holds no Space: it lacks {name}")
+        _refuse_links(folder / name, folder, name)
+    if load_card(folder / "README.md").data.get("sdk") != "gradio":
+        raise UserError(f"{folder} holds no Space with Gradio: the metadata of its README.md lack `sdk: gradio`")
+    files = {name: folder / name for name in _SPACE}
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in _OF_PACKAGE:
+            name = path.relative_to(PACKAGE.parent).as_posix()
+            _refuse_links(path, PACKAGE, name)
+            files[name] = path
+    return files
+
+
+def files_that_stay(folder: str | Path, files: dict[str, Path]) -> list[str]:
+    """What stands at the top of the folder and is not among `files`, by name, without hidden files."""
+    pushed = {name.partition("/")[0] for name in files}
     names = (f"{path.name}/" if path.is_dir() else path.name for path in Path(folder).iterdir())
     return sorted(name for name in names if name.rstrip("/") not in pushed and not name.startswith("."))
 

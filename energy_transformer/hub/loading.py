@@ -1,4 +1,4 @@
-"""Models and processors from a folder or the Hub, with a user's mistake told in one line."""
+"""Models and processors from a folder or the Hub, with a one-line error for a user's mistake."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The descent as a film."""
+"""The descent as an animation."""
 
 import base64
 import io
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from .energy_pictures import color_scale, draw_map
-from .pictures import COLORS, Picture, draw_image, panel_size
+from .energy_pictures import color_scale, draw_energy, draw_map
+from .pictures import Picture, draw_image, panel_size
 from .reconstruction import Reconstruction
+from .token_geometry import draw_changes
 
 _LAST = 4  # times as long as another frame
 SUFFIXES = (".gif", ".mp4")
@@ -38,7 +38,7 @@ class Animation:
         return f'<img src="data:image/gif;base64,{base64.b64encode(self.gif()).decode()}">'
 
     def gif(self) -> bytes:
-        """The film as a GIF that repeats for ever."""
+        """The animation as a GIF that repeats for ever."""
         first, *others = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in self.frames]
         milliseconds = [round(1000 * self.seconds)] * len(self.frames)
         milliseconds[-1] *= _LAST
@@ -77,7 +77,7 @@ class Animation:
             [program, "-loglevel", "error", "-y", *source, *target], input=frames.tobytes(), capture_output=True
         )
         if done.returncode:
-            reason = done.stderr.decode(errors="replace").strip().splitlines() or ["it tells no reason"]
+            reason = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
             raise UserError(f"ffmpeg could not write {path.suffix}: {reason[-1]}")
 
 
@@ -98,7 +98,7 @@ def descent_animation(result: Reconstruction, image: int = 0, seconds: float = 0
 
 
 def _frame(result: Reconstruction, image: int, step: int) -> Picture:
-    """The state at one step; what lies ahead is drawn pale."""
+    """The state at one step, with a red dot on its curves."""
     width, height = panel_size(*result.images.shape[-2:])
     width = 2.3 * width / height
     picture = Picture(2 * width + 4.6, 3.0, {})
@@ -106,24 +106,9 @@ def _frame(result: Reconstruction, image: int, step: int) -> Picture:
     error = result.errors(result.frames[step])[image].item()
     draw_image(left, result.filled_in(result.frames[step])[image], f"step {step}", f"error {error:.4f}")
     maps = result.energy_map()[image]
-    draw_map(middle, maps[step], color_scale(maps), "energy of each patch", "bright is high, dark has settled")
-    _curve(
-        energy_axis, result.energies[image] - result.energies[image, 0], step, "energy − its start", COLORS["energy"]
-    )
-    changes = torch.cat([result.changes[image, :1] * float("nan"), result.changes[image] * 100])
-    _curve(change_axis, changes, step, "change of the tokens, %", "tab:red")
-    change_axis.set_ylim(bottom=0)
+    draw_map(middle, maps[step], color_scale(maps), "energy of each patch", "bright is high, dark is low")
+    draw_energy(energy_axis, result, image, [step])
+    energy_axis.set_title("its energy", fontsize=9, pad=3)
+    draw_changes(change_axis, result.changes[image : image + 1], [step])
+    change_axis.set_title("how far a step goes", fontsize=9, pad=3)
     return picture
-
-
-def _curve(axis, values: torch.Tensor, step: int, title: str, color: str) -> None:
-    numbers = values.cpu().numpy()
-    axis.plot(numbers, color=color, alpha=0.2, linewidth=1.5)
-    axis.plot(numbers[: step + 1], color=color, linewidth=2)
-    axis.plot([step], [numbers[step]], "o", color=color, markersize=5)
-    axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel("step", fontsize=8)
-    axis.set_xlim(-0.3, max(len(numbers) - 1, 1) + 0.3)
-    axis.locator_params(axis="x", integer=True)
-    axis.tick_params(labelsize=7)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,8 @@
 """Where a token looks: its attention over the image."""
 
+import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 
 from .energy_pictures import label_bar
@@ -13,7 +15,7 @@ _MAX_MAPS = 7
 def attention_figure(record: DescentRecord, image: int = 0, patch: tuple[int, int] | None = None) -> Picture:
     """The attention of one patch to all patches, a row for each head and a column for each step, over the image.
 
-    The patch is framed. What its attention gives to the CLS token, where there is one, is told, not drawn.
+    The patch is framed. The share of its attention that goes to a CLS token is in the title.
 
     Args:
         record: of a descent with its attentions.
@@ -38,10 +40,11 @@ def attention_figure(record: DescentRecord, image: int = 0, patch: tuple[int, in
     width, height = panel_size(*record.images.shape[-2:])
     picture = Picture((width + 0.08) * (len(steps) + 1) + 0.7, (height + 0.1) * heads + 0.6, {"attentions": maps})
     axes = picture.subplots(heads, len(steps) + 1, squeeze=False)
-    scale = {"vmin": 0.0, "vmax": maps[:, steps].quantile(0.995).item()}
+    strongest = max(maps[:, steps].quantile(0.995).item(), 1e-9)
+    scale = {"norm": PowerNorm(0.5, 0.0, strongest, clip=True)}  # or weak attention to many patches were not seen
     for head, line in enumerate(axes):
         if head == 0:
-            draw_image(line[0], record.masked_images[image], "its input")
+            draw_image(line[0], record.masked_images[image], "the input")
             _frame(line[0], record, row, column)
         else:
             line[0].set_axis_off()
@@ -87,7 +90,8 @@ def _draw_attention(axis, record: DescentRecord, image: int, weights: torch.Tens
     gray = record.masked_images[image].mean(0).cpu().clamp(0, 1).numpy()
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axis.imshow(gray, cmap="gray", vmin=-0.2, vmax=1.6)
-    opacity = (weights / max(scale["vmax"], 1e-9)).clamp(0, 1).sqrt().mul(0.9).cpu().numpy()
-    drawn = axis.imshow(weights.cpu().numpy(), cmap="inferno", alpha=opacity, extent=extent, **scale)
+    numbers = weights.cpu().numpy()
+    opacity = 0.9 * np.asarray(scale["norm"](numbers))
+    drawn = axis.imshow(numbers, cmap="inferno", alpha=opacity, extent=extent, **scale)
     label_panel(axis, title)
     return drawn

@@ -29,8 +29,9 @@ def confusion_figure(confusion: Confusion, names: Sequence[str]) -> Picture:
     figure.colorbar(axis.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true label", shrink=0.8)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
+    axis.set_title("True and predicted labels of held-out images", fontsize=9)
     if len(chosen) < len(names):
-        axis.set_title(f"the {len(chosen)} of {len(names)} labels that are confused most")
+        axis.set_title(f"The {len(chosen)} of {len(names)} labels that are confused most", fontsize=9)
     shown = [names[label] for label in chosen]
     axis.set_xticks(range(len(chosen)), shown, rotation=90, fontsize=7)
     axis.set_yticks(range(len(chosen)), shown, fontsize=7)
@@ -57,5 +58,5 @@ def predictions_figure(images: torch.Tensor, predicted: Sequence[str], true: Seq
     for axis, image, guess, label, is_right in zip(axes, images, predicted, true, right, strict=False):
         draw_image(axis, image, guess if is_right else f"{guess}\nbut it is: {label}")
         axis.title.set(color="black" if is_right else "tab:red", fontsize=7)
-    figure.suptitle(f"{right.sum()} of {len(images)} held-out images are told right", fontsize=9)
+    figure.suptitle(f"{right.sum()} of {len(images)} held-out images get the right label", fontsize=9)
     return figure

@@ -20,7 +20,8 @@ def load_for_reconstruction(checkpoint: str, image_size: list[int] | None = None
     """Model and image processor of a masked-image checkpoint, the processor for another size of image if asked.
 
     Raises:
-        UserError: when there is no such checkpoint, the model cannot run at that size, or there is no such device.
+        UserError: when there is no such checkpoint, the model cannot run at that size, the processor is for images of
+            another number of channels, or there is no such device.
     """
     model, info = load_pretrained(AutoModelForMaskedImageModeling, checkpoint, output_loading_info=True)
     if not isinstance(model, EnergyTransformerForMaskedImageModeling):
@@ -35,7 +36,7 @@ def load_for_inspection(checkpoint: str, image_size: list[int] | None = None, de
     """Model and image processor of a checkpoint of any head, or of none; arguments as for [`load_for_reconstruction`].
 
     Raises:
-        UserError: when there is no such checkpoint, the model cannot run at that size, or there is no such device.
+        UserError: for the same mistakes.
     """
     architectures = load_pretrained(AutoConfig, checkpoint).architectures or [""]
     task = TASKS.get(architectures[0])
@@ -52,6 +53,12 @@ def _with_processor(model, checkpoint: str, image_size: list[int] | None, device
     if image_size is not None:
         sizes = processor_sizes(*_checked_size(image_size, model.config.patch_height_width))
         processor = load_image_processor(checkpoint, **sizes)
+    channels = len(processor.image_mean)
+    if channels != model.config.num_channels:
+        raise UserError(
+            f"checkpoint {checkpoint} has a model of images with num_channels {model.config.num_channels}, but its "
+            f"preprocessor_config.json normalizes {channels}"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(device), processor

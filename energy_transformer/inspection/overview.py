@@ -1,9 +1,7 @@
-"""One picture that tells what an Energy Transformer does."""
+"""One picture that shows what an Energy Transformer does."""
 
-import torch
-
-from .energy_pictures import color_scale, draw_map
-from .pictures import COLORS, Picture, draw_image, panel_size, shown_steps
+from .energy_pictures import color_scale, draw_energy, draw_map
+from .pictures import Picture, draw_image, panel_size, shown_steps
 from .reconstruction import Reconstruction
 
 _SIDE = 1.35  # inches of a panel's shorter side
@@ -36,7 +34,7 @@ def overview_figure(result: Reconstruction, image: int = 0, steps: list[int] | N
     draw_image(axes[0, -1], result.images[image], "the truth")
     for axis in (axes[1, 0], axes[1, -1]):
         axis.set_axis_off()
-    axes[1, 0].text(0.98, 0.5, "energy of\neach patch:\nbright is high,\ndark is settled", ha="right", va="center",
+    axes[1, 0].text(0.98, 0.5, "energy of\neach patch:\nbright is high,\ndark is low", ha="right", va="center",
                     transform=axes[1, 0].transAxes, fontsize=11)  # fmt: skip
     frames, scale = result.filled_in(result.frames)[:, image], color_scale(maps)
     for top, bottom, step in zip(axes[0, 1:-1], axes[1, 1:-1], steps, strict=True):
@@ -46,18 +44,11 @@ def overview_figure(result: Reconstruction, image: int = 0, steps: list[int] | N
     for axis in axes.ravel():
         axis.title.set_fontsize(11)
         axis.xaxis.label.set_fontsize(10)
-    _draw_curve(curve.subplots(), energies - energies[0], steps)
+    axis = curve.subplots()
+    draw_energy(axis, result, image, steps)
+    axis.set_title("Its energy", fontsize=13)
+    for label in (axis.xaxis.label, axis.yaxis.label):
+        label.set_fontsize(11)
+    axis.tick_params(labelsize=9)
     images.suptitle("Tokens descend an energy, and the hidden patches of a photo fill in", fontsize=13)
     return picture
-
-
-def _draw_curve(axis, values: torch.Tensor, steps: list[int]) -> None:
-    numbers = values.cpu().numpy()
-    axis.plot(numbers, color=COLORS["energy"], linewidth=2)
-    axis.plot(steps, numbers[steps], "o", color="tab:red", markersize=6, zorder=3)
-    axis.set_title("The energy", fontsize=13)
-    axis.set_xlabel("step", fontsize=11)
-    axis.set_ylabel("energy of the photo, from its start", fontsize=11)
-    axis.locator_params(axis="x", integer=True)
-    axis.tick_params(labelsize=9)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -29,7 +29,7 @@ class Picture(Figure):
     bare `Figure` needs. `savefig`, `axes` and all else are those of matplotlib.
 
     Attributes:
-        values: the arrays behind the picture by their names, which the function that draws it tells.
+        values: the arrays behind the picture by name; the function that draws it lists them.
     """
 
     values: dict[str, np.ndarray]
@@ -111,13 +111,22 @@ def image_grid(
     return picture
 
 
-def draw_spread(axis: Axes, values: torch.Tensor | np.ndarray, color: str, label: str | None = None, **line) -> None:
-    """Values (B, S) of images along the steps: the median as a line, and the band that holds 80 % of the images."""
+def draw_spread(
+    axis: Axes,
+    values: torch.Tensor | np.ndarray,
+    color: str,
+    label: str | None = None,
+    shown: Sequence[int] = (),
+    **line,
+) -> None:
+    """Values (B, S) of images along the steps: the median as a line, the band that holds 80 % of the images, and red
+    dots at the steps that are shown beside it."""
     values = as_array(values)
     low, middle, high = np.quantile(values, [_BAND[0], 0.5, _BAND[1]], axis=0)
     steps = np.arange(values.shape[1])
     axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
     axis.plot(steps, middle, color=color, label=label, **{"linewidth": 1.8, "marker": ".", "markersize": 4, **line})
+    axis.plot(shown, middle[list(shown)], "o", color="tab:red", markersize=6, zorder=3)
     axis.set_xlabel("step", fontsize=8)
     axis.locator_params(axis="x", integer=True)
     axis.tick_params(labelsize=7)

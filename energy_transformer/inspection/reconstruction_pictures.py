@@ -25,7 +25,9 @@ def reconstruction_figure(
     shown = [list(images[:max_images]) for images in rows.values()]
     count = len(shown[0])
     captions = [[""] * count] * 2 + [[f"error {error:.4f}" for error in each[:count]] for each in errors.tolist()]
-    picture = image_grid(shown, [""] * count, captions, {"errors": errors}, note=result.note)
+    title = "What is filled in for the hidden patches; error: mean square over their pixels"
+    note = f"{title}; {result.note}" if result.note else title
+    picture = image_grid(shown, [""] * count, captions, {"errors": errors}, note)
     for axis, name in zip(picture.axes[::count], rows, strict=True):
         axis.set_ylabel(name, fontsize=8)
     return picture
@@ -48,7 +50,9 @@ def descent_figure(result: Reconstruction, max_images: int | None = None) -> Pic
     rows = [[result.images[i], masked[i], *(frames[t, i] for t in steps)] for i in shown]
     captions = [["", "", *(_state_caption(errors[i], energies[i], t) for t in steps)] for i in shown]
     titles = ["original", "masked", *(f"step {t}" for t in steps)]
-    legend = "error: mean square over the hidden pixels; E: energy of the image at the start, ΔE: its change since"
+    legend = (
+        "The descent. error: mean square over the hidden pixels; E: energy of the image at the start, ΔE: its change"
+    )
     note = f"{legend}; {result.note}" if result.note else legend
     return image_grid(rows, titles, captions, {"errors": errors, "energies": energies}, note)
 

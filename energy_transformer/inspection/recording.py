@@ -4,6 +4,7 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class DescentRecord:
         tokens: the normalized tokens at each state, (T + 1, B, N, D).
         token_energies: of each term by its name the energy of each token at each state, (B, T + 1, N).
         attentions: (T, B, H, N, N), if they were asked for.
+        block_starts: of a model of several blocks, the state at which each block begins.
     """
 
     images: torch.Tensor
@@ -35,6 +37,7 @@ class DescentRecord:
     tokens: torch.Tensor
     token_energies: dict[str, torch.Tensor]
     attentions: torch.Tensor | None = None
+    block_starts: tuple[int, ...] = (0,)
 
     @property
     def num_steps(self) -> int:
@@ -134,6 +137,7 @@ def recorded(model, processor, pixel_values, mask, outputs, num_steps: int | Non
         "tokens": tokens,
         "token_energies": energies,
         "attentions": torch.stack(outputs.attentions) if outputs.attentions else None,
+        "block_starts": (0, *accumulate(model.base_model.steps_of_layers(num_steps)[:-1])),
     }
 
 

@@ -1,5 +1,7 @@
 """How the tokens of an image lie to each other along the descent."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .pictures import Picture, draw_spread, spread_note
@@ -45,13 +47,13 @@ def geometry_figure(record: DescentRecord) -> Picture:
     return picture
 
 
-def draw_changes(axis, changes: torch.Tensor) -> None:
-    """How far each step moves the tokens, (B, T), at the step that it leads to."""
+def draw_changes(axis, changes: torch.Tensor, shown: Sequence[int] = ()) -> None:
+    """How far each step moves the tokens, (B, T), at the step that it leads to; red dots at the steps `shown`."""
     if not changes.shape[1]:
         axis.text(0.5, 0.5, "no step", ha="center", va="center", transform=axis.transAxes, fontsize=8)
         return
     before = torch.full_like(changes[:, :1], float("nan"))
-    draw_spread(axis, torch.cat([before, changes], 1) * 100, "tab:red")
+    draw_spread(axis, torch.cat([before, changes], 1) * 100, "tab:blue", shown=shown)
     axis.set_ylim(bottom=0)
     axis.set_title("How far a step moves the tokens", fontsize=9)
     axis.set_ylabel("change in % of their length", fontsize=8)

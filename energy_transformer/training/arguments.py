@@ -82,9 +82,9 @@ class CommonArguments:
         2**32, "Images are decoded once where they fit into so much of the datasets cache, beside those of other runs."
     )
     max_image_pixels: int = _data(MAX_IMAGE_PIXELS, "An image of more pixels counts as broken, and is not decoded.")
-    on_broken_image: Literal["skip", "error"] = _data("skip", "Pass over broken images and count them, or stop.")
+    on_broken_image: Literal["skip", "error"] = _data("skip", "Skip broken images and count them, or stop.")
     streaming: bool = _data(
-        False, "Read the training images front to back, for what does not fit on the disk. It needs max_train_steps."
+        False, "Read the training images in order, for what does not fit on the disk. It needs max_train_steps."
     )
     shuffle_buffer_size: int = _data(1000, "The images that each worker shuffles at a time when streaming.")
 
@@ -120,7 +120,7 @@ class CommonArguments:
 
     learning_rate: float = _optimizer(5e-4, "The peak of AdamW's learning rate, after the warm-up.")
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = _optimizer(
-        "cosine", "How the learning rate goes on from its peak."
+        "cosine", "How the learning rate falls from its peak."
     )
     min_learning_rate: float = _optimizer(0.0, "The learning rate at which the cosine ends.")
     num_warmup_steps: int = _optimizer(0, "Raise the learning rate from 0 to its peak in this many steps.")

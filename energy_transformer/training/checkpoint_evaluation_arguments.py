@@ -57,7 +57,7 @@ class EvaluationArguments(_SharedArguments):
     num_steps: int | None = _measure(None, "The descent steps of each block. They are the model's when not given.")
     confidence_level: float = _measure(0.95, "The level of the intervals for the means over images.")
     features: bool = _measure(
-        False, "Also tell how well nearest neighbors and a linear probe read labels from the tokens."
+        False, "Also measure how well nearest neighbors and a linear probe read labels from the tokens."
     )
     label_column_name: str | None = _measure(
         None, "The column with the labels, for features. It is found by its type when not given."

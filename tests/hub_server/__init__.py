@@ -1,8 +1,8 @@
 """A Hub on loopback that the real clients (huggingface_hub, transformers, datasets) talk to in tests.
 
-It speaks the HTTP interface of the Hub as far as those clients use it for models and datasets: accounts and tokens,
-repositories, commits with large files, branches, tags, pull requests, listings and downloads. Xet is not spoken, so
-clients must have `HF_HUB_DISABLE_XET=1`. No file is ignored by a `.gitignore`, and nothing is kept on disk.
+It speaks the HTTP interface of the Hub as far as those clients use it for models, datasets and Spaces: accounts and
+tokens, repositories, commits with large files, branches, tags, pull requests, listings and downloads. Xet is not
+spoken, so clients must have `HF_HUB_DISABLE_XET=1`. No file is ignored by a `.gitignore`, and nothing is kept on disk.
 
     repositories.py  what a Hub holds: users, repositories, commits, files; no HTTP
     messages.py      requests and answers

@@ -9,6 +9,7 @@ from .messages import Request, Response, Routes, answer_json
 from .repositories import Commit, Discussion, File, HubError, Repository, directory_id, is_large
 
 routes = Routes()
+SPACE_SDKS = ("gradio", "docker", "static")
 
 
 def _repo_id(request: Request, values: dict) -> str:
@@ -17,7 +18,7 @@ def _repo_id(request: Request, values: dict) -> str:
 
 
 def _page_url(server, repository: Repository) -> str:
-    return f"{server.url}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.repo_id}"
+    return f"{server.url}/{repository.prefix}{repository.repo_id}"
 
 
 def _page(server, request: Request, items: list) -> Response:
@@ -59,8 +60,10 @@ def validate_yaml(server, request: Request) -> Response:
 def create(server, request: Request) -> Response:
     asked = request.json()
     kind, repo_id = asked.get("type") or "model", _repo_id(request, asked)
-    if kind not in ("model", "dataset"):
+    if kind not in ("model", "dataset", "space"):
         raise HubError(400, f"Repositories of the type {kind} are not kept here")
+    if kind == "space" and asked.get("sdk") not in SPACE_SDKS:
+        raise HubError(400, f'"sdk" must be one of [{", ".join(SPACE_SDKS)}]')
     private = asked.get("visibility") == "private" or bool(asked.get("private"))
     try:
         repository = server.hub.create(kind, repo_id, request.user, private)

@@ -66,10 +66,10 @@ def lfs_batch(server, request: Request, kind: str, repo: str) -> Response:
     """Where to put each object: in one piece, or in parts of the server's `part_size`; nothing for what is there."""
     wanted = request.json()
     if wanted.get("ref") is None:  # a pull request from a reader
-        server.hub.open(kind, repo, request.user)
+        repository = server.hub.open(kind, repo, request.user)
     else:
-        server.hub.open_to_write(kind, repo, request.user)
-    prefix = f"{server.url}/{'datasets/' if kind == 'dataset' else ''}{repo}.git/info/lfs/objects"
+        repository = server.hub.open_to_write(kind, repo, request.user)
+    prefix = f"{server.url}/{repository.prefix}{repo}.git/info/lfs/objects"
     objects = []
     for asked in wanted["objects"]:
         known = {"oid": asked["oid"], "size": asked["size"]}

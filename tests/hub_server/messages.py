@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from .repositories import User
 
-_FIELDS = {"kinds": "models|datasets", "prefix": "(?:datasets/)?", "repo": "[^/]+/[^/]+", "rest": ".*"}
+_FIELDS = {"kinds": "models|datasets|spaces", "prefix": "(?:datasets/|spaces/)?", "repo": "[^/]+/[^/]+", "rest": ".*"}
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Routes:
         return register
 
     def find(self, method: str, path: str) -> tuple[Callable, dict[str, str]] | None:
-        """The function and its arguments; `kinds` or `prefix` becomes `kind`, "model" or "dataset"."""
+        """The function and its arguments; `kinds` or `prefix` becomes `kind`, "model", "dataset" or "space"."""
         for of_method, pattern, function in self._routes:
             match = pattern.fullmatch(path)
             if match is None or of_method != ("GET" if method == "HEAD" else method):
@@ -70,6 +70,6 @@ class Routes:
             plural = fields.pop("kinds", None)
             prefix = fields.pop("prefix", None)
             if plural is not None or prefix is not None:
-                fields["kind"] = "dataset" if (plural or prefix) in ("datasets", "datasets/") else "model"
+                fields["kind"] = (plural or prefix or "models").rstrip("/").removesuffix("s")
             return function, fields
         return None

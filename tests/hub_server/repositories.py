@@ -104,7 +104,7 @@ def directory_id(files: dict[str, File]) -> str:
 
 
 class Repository:
-    """The commits and refs of a model or dataset. A new one holds `.gitattributes` on the branch main."""
+    """The commits and refs of a model, dataset or Space. A new one holds `.gitattributes` on the branch main."""
 
     def __init__(self, kind: str, repo_id: str, author: str, private: bool):
         self.kind, self.repo_id, self.private = kind, repo_id, private
@@ -120,6 +120,11 @@ class Repository:
     @property
     def namespace(self) -> str:
         return self.repo_id.partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        """Of its addresses."""
+        return "" if self.kind == "model" else f"{self.kind}s/"
 
     def ref(self, revision: str) -> str | None:
         """The full name of a branch, a tag or `refs/…`."""
