@@ -96,3 +96,15 @@ def test_other_options_of_one_process_are_an_error_that_names_them(tmp_path):
     assert len(errors(done)) == 1, done.stderr
     assert "has found other value of max_train_samples than process 0 on " in errors(done)[0]
     assert errors(done)[0].endswith("32 against 64") and TINY[0] == "--max_train_samples=64"
+
+
+def test_each_launch_on_one_machine_has_a_port_of_its_own(tmp_path):
+    """Two runs that share a port may join one another's group, and then neither ends."""
+    (tmp_path / "port.py").write_text("import os; print(os.environ['MASTER_PORT'])")
+    ports = set()
+    for config in ("multi_cpu", "fsdp"):
+        command = launcher(config, tmp_path, script=tmp_path / "port.py")
+        done = finish(command)
+        assert done.returncode == 0, done.stderr
+        ports |= {*done.stdout.split()}
+    assert len(ports) == 2 and "29500" not in ports
