@@ -77,7 +77,7 @@ class EnergyTransformerGraphConfig(EnergyBlockConfig):
 
     >>> config = EnergyTransformerGraphConfig(num_node_features=7, num_edge_features=4, num_labels=2)
     >>> EnergyTransformerForGraphClassification(config).num_parameters()
-    1049650
+    1050806
     ```
     """
 
