@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 # Of `make gpu`: which parts, where the results go, and the Python that what `make gpu-wheels` fetches is for.
-PARTS ?= a,b,c,d,e,f,g
+PARTS ?= a,b,c,d,e,f,g,h
 OUT ?= outputs/gpu
 GPU_PYTHON ?= 3.12
 

@@ -14,7 +14,7 @@ import torch
 from energy_transformer.utils.command_line import OneLineErrors
 from energy_transformer.utils.errors import UserError
 
-from . import blocks, kernels, models, operators, profile, recipes, reference
+from . import blocks, kernels, models, operators, profile, recipes, reference, sweep
 from .record import Run
 
 PARTS = {
@@ -25,6 +25,7 @@ PARTS = {
     "e": ("The recipes with their data", recipes.run),
     "f": ("Where the time of a step goes", profile.run),
     "g": ("The attention of other packages", operators.run_packages),
+    "h": ("Which tiles are the fastest", sweep.run),
 }
 PACKAGES = (
     "torch", "triton", "transformers", "accelerate", "datasets", "ebt_flash_attention", "jvp_flash_attention"
@@ -34,7 +35,7 @@ PACKAGES = (
 def build_parser() -> OneLineErrors:
     about = "Prove and measure the package on one CUDA device, without a network, with what is installed."
     parser = OneLineErrors(description=about, allow_abbrev=False)
-    parser.add_argument("--parts", default="a,b,c,d,e,f,g", help="Which, in which order (default: a,b,c,d,e,f,g).")
+    parser.add_argument("--parts", default="a,b,c,d,e,f,g,h", help="Which, in which order (default: a,b,c,d,e,f,g,h).")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"), help="cpu is to try the parts themselves.")
     parser.add_argument("--quick", action="store_true", help="Small sizes and few rounds: to see that all works.")
     parser.add_argument("--minutes", type=float, default=8.0, help="The longest that a part may last (default: 8).")

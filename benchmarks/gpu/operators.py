@@ -71,9 +71,18 @@ def ebt_flash(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
     return attention(query, key, key, query, key, key)
 
 
+def in_tiles(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    """The kernels in tiles, also where those of whole heads would be taken."""
+    from energy_transformer.kernels import tiles
+
+    with tiles.pinned(whole=False):
+        return ours("triton")(query, key)
+
+
 # what they compute, and whether it can be differentiated
 WAYS: dict[str, tuple[Attention, str, bool]] = {
     "triton": (ours("triton"), "A k, Aᵀ q", True),
+    "triton in tiles": (in_tiles, "A k, Aᵀ q", True),
     "eager": (ours("eager"), "A k, Aᵀ q", True),
     "chunked": (ours("chunked"), "A k, Aᵀ q", True),
     "flash attention": (flash, "A k", True),
@@ -116,7 +125,7 @@ def measured(way: Attention, shape, dtype: torch.dtype, differentiable: bool, ru
 
 def run(run: Run) -> None:
     names = {"eager", *available_backends()}
-    known = {way: found for way, found in WAYS.items() if way in names or way.startswith("flash")}
+    known = {way: found for way, found in WAYS.items() if way.split()[0] in {*names, "flash"}}
     for dtype in (torch.bfloat16,) if run.quick else (torch.bfloat16, torch.float32):
         for shape in SHAPES:
             add_rows(run, known, shape, dtype)

@@ -90,7 +90,10 @@ class Run:
             found = {"result": "out of memory"}
         except Exception as error:  # the next rows are still of use
             traceback.print_exc()
-            found = {"result": "failed", "error": f"{type(error).__name__}: {str(error).strip()[:400]}"}
+            kind = type(error).__name__
+            # Triton's, of a tile that needs more shared memory or registers than there are: no fault of the kernel
+            result = "does not fit" if kind == "OutOfResources" else "failed"
+            found = {"result": result, "error": f"{kind}: {str(error).strip()[:400]}"}
         self.add(table, **names, **found)
         gc.collect()
         if self.device.type == "cuda":
