@@ -58,8 +58,8 @@ def tile_of(width: int, dtype: torch.dtype, capability: tuple[int, int], backwar
         return given
     if dtype == torch.float32:
         return Tile(64, 32, 4, 2) if width <= 32 or (width <= 64 and not backward) else Tile(16, 32, 4, 2)
-    if capability < (9, 0):
-        return Tile(32, 32, 8 if width == 128 else 4, 2)
+    if capability < (9, 0) or (width == 128 and backward):
+        return Tile(32, 32, 8 if width == 128 and not backward else 4, 2)
     if width == 128:
         return Tile(64, 32, 8, 2)
     return Tile(64, 32 if backward and width == 64 else 64, 4, 2)
@@ -67,7 +67,7 @@ def tile_of(width: int, dtype: torch.dtype, capability: tuple[int, int], backwar
 
 def tile_of_bias(width: int) -> Tile:
     """That of the bias's gradient, which holds what it sums up beside the weights."""
-    return Tile(32, 32, 8 if width == 128 else 4, 2)
+    return Tile(16, 32, 4, 1) if width == 128 else Tile(32, 32, 4, 2)
 
 
 def tile_of_whole(
