@@ -6,6 +6,8 @@ import os
 from .record import Run
 from .tests_as_rows import add_summary, run_tests
 
+SELECTIONS = ["torch.bfloat16", "torch.float16", "torch.float32", "not torch."]
+
 
 def run(run: Run) -> None:
     if importlib.util.find_spec("triton") is None:
@@ -13,8 +15,8 @@ def run(run: Run) -> None:
         return
     if run.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         run.note("on a CPU the kernels run in Triton's interpreter alone: set TRITON_INTERPRET=1")
-    options = ["-k", "length or stride or refused"] if run.quick else []
-    lines = run_tests(run, ["tests/test_kernels.py"], "cpu", *options)  # the tests place their tensors themselves
+    selections = ["length or stride or refused"] if run.quick else SELECTIONS
+    lines = run_tests(run, ["tests/test_kernels.py"], "cpu", *selections)  # the tests place their tensors themselves
     add_summary(run, lines)
     for line in lines:
         if "value_error" in line:

@@ -23,21 +23,12 @@ def pytest_runtest_setup(item):
         pytest.skip("out of time")
 
 
-class Writer:
-    """Of the process that collects the results: with xdist, the others report to it."""
-
-    def pytest_runtest_logreport(self, report):
-        if report.when != "call" and report.outcome == "passed":
-            return
-        line = {
-            "test": report.nodeid,
-            "outcome": report.outcome,
-            "seconds": report.duration,
-            "why": _why(report),
-            **dict(report.user_properties),
-        }
-        with open(ROWS, "a") as file:
-            file.write(json.dumps(line) + "\n")
+def pytest_runtest_logreport(report):
+    if report.when != "call" and report.outcome == "passed":
+        return
+    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration, "why": _why(report)}
+    with open(ROWS, "a") as file:
+        file.write(json.dumps({**line, **dict(report.user_properties)}) + "\n")
 
 
 def _why(report) -> str:
@@ -47,9 +38,3 @@ def _why(report) -> str:
         return report.longrepr[-1]
     crash = getattr(report.longrepr, "reprcrash", None)
     return (crash.message if crash else str(report.longrepr))[:400]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session):
-    if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(Writer())

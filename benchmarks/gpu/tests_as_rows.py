@@ -1,6 +1,5 @@
 """Some of the tests, run on the device, as rows."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,30 +13,34 @@ from .record import Row, Run
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run_tests(run: Run, files: list[str], default_device: str, *options: str) -> list[Row]:
+def run_tests(run: Run, files: list[str], default_device: str, *selections: str) -> list[Row]:
     """A line for each test of `files`, with the properties that it recorded.
+
+    Args:
+        selections: expressions of `-k`, each for a process of its own, since most of the time goes to compiling.
 
     Raises:
         RuntimeError: when pytest itself fails.
     """
-    rows, left = run.folder / f"tests_{run.part}.jsonl", run.deadline - time.monotonic()
-    rows.unlink(missing_ok=True)
-    workers = min(8, (os.cpu_count() or 1) // 2)
-    if run.device.type == "cuda" and workers > 1 and importlib.util.find_spec("xdist"):
-        options = *options, "-n", str(workers)  # most of the time goes to compiling
+    found, left = [], run.deadline - time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gpu.pytest_rows"]
     search = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    own = {
-        "PYTHONPATH": search,
-        "GPU_CHECK_ROWS": str(rows),
-        "GPU_CHECK_DEVICE": default_device,
-        "GPU_CHECK_UNTIL": str(time.time() + left),
-    }
-    done = subprocess.run([*command, *options, *files], cwd=ROOT, env={**os.environ, **own}, timeout=left + 60)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"pytest ended with {done.returncode}")
-    found = [json.loads(line) for line in rows.read_text().splitlines()]
-    rows.unlink()
+    own = {"PYTHONPATH": search, "GPU_CHECK_DEVICE": default_device, "GPU_CHECK_UNTIL": str(time.time() + left)}
+    processes = {}
+    for number, selection in enumerate(selections or [""]):
+        rows = run.folder / f"tests_{run.part}_{number}.jsonl"
+        rows.unlink(missing_ok=True)
+        environment = {**os.environ, **own, "GPU_CHECK_ROWS": str(rows)}
+        processes[rows] = subprocess.Popen([*command, "-k", selection, *files], cwd=ROOT, env=environment)
+    codes = [process.wait() for process in processes.values()]  # each skips what is left when the time is over
+    for rows in processes:
+        if rows.exists():
+            found += [json.loads(line) for line in rows.read_text().splitlines()]
+            rows.unlink()
+    if not found:
+        raise RuntimeError(f"pytest ended with {codes} and no result")
+    if bad := [code for code in codes if code not in (0, 1, 5)]:  # 5: nothing was selected
+        run.add("tests", test="pytest itself", result="failed", codes=bad)
     return found
 
 
