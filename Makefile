@@ -5,8 +5,13 @@ INSTALLED := .venv/.installed
 ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/dev/null 2>&1 && echo single_gpu || echo cpu).yaml
 OUTPUT ?= outputs/demo
 ARGS ?=
+# Of `make gpu`: which parts, where the results go, and the Python that what `make gpu-wheels` fetches is for.
+PARTS ?= a,b,c,d,e,f,g,h
+OUT ?= outputs/gpu
+GPU_PYTHON ?= 3.12
 
 .PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength \
+	gpu gpu-wheels \
 	docs notebooks dist lint format clean
 .DEFAULT_GOAL := help
 
@@ -64,6 +69,16 @@ bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=
 strength: $(INSTALLED) ## Compare the models with transformers of their size (hours; goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py $(ARGS)
 
+# No environment of its own: a machine with a GPU often has no network, and its torch is the one to be measured.
+gpu: ## Prove and measure all of it on a CUDA device, with what PYTHON has installed; PARTS=a,b for some parts
+	@PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) scripts/gpu_check.py --parts $(PARTS) --output_dir $(OUT) \
+		$(if $(wildcard .gpu_wheels),--wheels .gpu_wheels) $(ARGS)
+
+gpu-wheels: ## Fetch, where there is a network, what `make gpu` would like to find beside torch and transformers
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version $(GPU_PYTHON) --dest .gpu_wheels \
+		datasets dill multiprocess evaluate ebt_flash_attention==0.2.0 jvp_flash_attention==0.14.0
+
 # Sphinx is of use to nobody else: its own stamp keeps it out of what the tests need.
 .venv/.docs: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
@@ -91,4 +106,4 @@ format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything that was made
-	rm -rf .venv .torchao .app .conformance outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .torchao .app .conformance .gpu_wheels outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

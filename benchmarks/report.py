@@ -19,9 +19,10 @@ STEPS = "quality_by_steps.json"
 
 OWED = r"""## Owed
 
-Every figure of a GPU: `make bench` on a machine with one, with `ARGS="--lumen_checkout FOLDER --jax_checkout FOLDER"`
-for the other implementations. The fused kernels have been compiled for sm_90 and run in Triton's interpreter, never on
-a GPU. Images a second with the data pipeline, to compare with the table of the CIFAR size, are what this prints:
+Every figure of a GPU: `make gpu` on a machine with one, see `docs/performance.md` for what it is expected to show, and
+`make bench` with `ARGS="--lumen_checkout FOLDER --jax_checkout FOLDER"` for these tables. The fused kernels have been
+compiled for sm_80, sm_90 and sm_100 and run in Triton's interpreter, never on a GPU. Images a second with the data
+pipeline, to compare with the table of the CIFAR size, are what this prints:
 
 ```bash
 accelerate launch --config_file configuration/accelerate/single_gpu.yaml scripts/train_masked_image_modeling.py \

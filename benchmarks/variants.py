@@ -67,10 +67,8 @@ def variant_names(backends: list[str]) -> list[str]:
     return ["naive", "naive bf16", *names]
 
 
-def build(
-    name: str, size: Size, device: torch.device, lumen_checkout: Path | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Tokens (B, N, D) to tokens, by the variant of that name: BACKEND [bf16] [compiled] [checkpointed]."""
+def build(name: str, size: Size, device: torch.device, lumen_checkout: Path | None = None) -> nn.Module:
+    """Tokens (B, N, D) to tokens, by the variant of that name: BACKEND [bf16] [compiled | graphs] [checkpointed]."""
     way, *options = name.split()
     shape = size.dim, size.memories, size.heads
     if way == "naive":
@@ -86,17 +84,21 @@ def build(
         nn.init.normal_(weight, std=size.dim**-0.5)
     nn.init.normal_(block.hopfield.W, std=0.02)
     block.to(device)
-    if "compiled" in options:
-        block = torch.compile(block, fullgraph=True)
-    if "bf16" not in options:
-        return block
-    autocast = torch.autocast(device.type, torch.bfloat16)
-    return lambda x: _within(autocast, block, x)
+    if "compiled" in options or "graphs" in options:
+        block = torch.compile(block, fullgraph=True, mode="reduce-overhead" if "graphs" in options else None)
+    return Autocast(block, device) if "bf16" in options else block
 
 
-def _within(context, block, x):
-    with context:
-        return block(x)
+class Autocast(nn.Module):
+    """A block with its products in bfloat16."""
+
+    def __init__(self, block: nn.Module, device: torch.device):
+        super().__init__()
+        self.block, self.device_type = block, device.type
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device_type, torch.bfloat16):
+            return self.block(x)
 
 
 def load_module(name: str, checkout: Path, path: str):

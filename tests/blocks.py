@@ -40,9 +40,9 @@ def attention_weights(attention, g, context=None) -> torch.Tensor:
 
 
 def without_context(backend):
-    """A function of attention_backends as one of query, key, beta, mask, tokens and attend_to_self."""
+    """A function of attention_backends as one of query, key, beta, and what the context holds."""
 
-    def run(query, key, beta, mask=None, tokens=None, attend_to_self=True):
-        return backend(query, key, beta, EnergyContext(tokens, mask, attend_to_self=attend_to_self))
+    def run(query, key, beta, mask=None, tokens=None, attend_to_self=True, bias=None, causal=False):
+        return backend(query, key, beta, EnergyContext(tokens, mask, bias, causal, attend_to_self))
 
     return run

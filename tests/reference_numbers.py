@@ -32,10 +32,12 @@ in_both_precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64",
 
 
 def load(name: str) -> dict:
-    """The arrays of a reference file as float64 (or integer) tensors, and its configuration under `config`."""
+    """The arrays of a reference file as float64 (or integer) tensors on torch's default device, and its configuration
+    under `config`."""
+    device = torch.get_default_device()
     with np.load(FOLDER / name) as arrays:
         numbers = {key: np.array(arrays[key]) for key in arrays.files if arrays[key].dtype.kind != "U"}
-        reference = {key: torch.from_numpy(array) for key, array in numbers.items()}
+        reference = {key: torch.from_numpy(array).to(device) for key, array in numbers.items()}
         if "meta_json" in arrays.files:
             reference["config"] = json.loads(str(arrays["meta_json"]))["config"]
     return reference
@@ -56,7 +58,10 @@ def assert_close(
     assert actual.shape == expected.shape, name
     scale = expected.abs().max().clamp(min=floor)
     error = ((actual.detach().double() - expected).abs().max() / scale).item()
-    assert error < tolerance[actual.dtype], f"{name}: relative error {error:.1e}"
+    limit = tolerance[actual.dtype] * (
+        1 if actual.device.type == "cpu" else 4
+    )  # measured on CPUs: others sum otherwise
+    assert error < limit, f"{name}: relative error {error:.1e}, at most {limit:.0e}"
 
 
 def copy_parameters(module: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:

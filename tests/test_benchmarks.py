@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from energy_transformer import EnergyTransformerForMaskedImageModeling
 from energy_transformer.data.image_processing import build_image_processor
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+GPU_CHECK = BENCHMARKS.parent / "scripts" / "gpu_check.py"
 
 
 def load(name):
@@ -104,3 +106,54 @@ def test_a_trial_of_the_comparison_leaves_its_runs_and_a_table(tmp_path):
     assert energy[0]["rises_by_step_size"]["1"] == 0.0
     page = (tmp_path / "strength.md").read_text()
     assert all(f"| {model} |" in page for model in models) and (tmp_path / "strength.png").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it would begin")
+def test_without_a_gpu_its_check_ends_with_one_line():
+    done = subprocess.run([sys.executable, GPU_CHECK], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no CUDA device")
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is made for Linux alone")
+def test_the_parts_for_a_gpu_run_on_a_cpu(tmp_path):
+    """Kernels in Triton's interpreter, the reference numbers, and the eager losses."""
+    options = ["--device", "cpu", "--quick", "--parts", "a,b,c", "--output_dir", tmp_path]
+    own = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, GPU_CHECK, *options], env=own, capture_output=True, text=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    parts = results["parts"]
+    assert {letter: part["state"] for letter, part in parts.items()} == dict.fromkeys("abc", "done"), results
+    passed = {row["test"].rpartition(":")[2]: row["passed"] for row in parts["a"]["tables"]["tests"]}
+    assert passed["test_every_length_width_and_number_of_axes"] >= 28
+    assert all(row["result"] == "passed" for row in parts["c"]["tables"]["losses"])
+    assert "## c: Training with every backend and precision" in (tmp_path / "results.md").read_text()
+
+
+def test_a_part_that_fails_leaves_its_traceback_and_the_next_goes_on(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from gpu.record import Run
+
+    def fail():
+        raise ArithmeticError("of a row")
+
+    run = Run(torch.device("cpu"), True, tmp_path)
+    with run.running("x", "A part"):
+        run.attempt("rows", {"name": "first"}, fail)
+        run.add("rows", name="second", seconds=0.5)
+        raise ArithmeticError("of the part")
+    with run.running(
+        "y",
+        "Another",
+    ):
+        run.deadline = 0.0
+        run.attempt("rows", {"name": "third"}, fail)
+    found = json.loads((tmp_path / "results.json").read_text())["parts"]
+    assert [part["state"] for part in found.values()] == ["failed", "done"] and "of the part" in found["x"]["traceback"]
+    assert found["x"]["tables"]["rows"][0] == {
+        "name": "first",
+        "result": "failed",
+        "error": "ArithmeticError: of a row",
+    }
+    assert found["y"]["tables"]["rows"] == [{"name": "third", "result": "out of time"}]

@@ -3,7 +3,6 @@
 The interpreter multiplies bfloat16 wrongly, so that this dtype is only compiled here when there is no device.
 """
 
-import itertools
 import os
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from energy_transformer import EnergyLayerNorm, EnergyTransformer, attention_bac
 if sys.platform != "linux":
     pytest.skip("triton is made for Linux alone", allow_module_level=True)
 
-import triton
+import kernel_resources
 
-from energy_transformer.kernels import energy_attention, triton_attention, triton_kernels, triton_logsumexp
+from energy_transformer.kernels import energy_attention, tiles, triton_attention, triton_logsumexp
 
 eager_attention = without_context(attention_backends.eager_attention)
 eager_logsumexp = without_context(attention_backends.eager_logsumexp)
@@ -29,6 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="run by the test of the interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="needs kernels that are compiled")
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
+SOME_DTYPES = DTYPES if DEVICE == "cuda" else DTYPES[:1]  # the interpreter takes its time
 # of float16, 3.7e-3 is the largest error found; the eager form, which has float32 scores, is more exact
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -103,18 +103,30 @@ def with_grads(function, inputs, *options):
     return results, torch.autograd.grad(results, inputs, upstream)
 
 
-def agree(fused, eager, inputs, mask, tokens, attend_to_self):
+def agree(fused, eager, inputs, mask, tokens, attend_to_self, bias=None, causal=False):
+    """The fused form is as near to float64 as the eager one, in its values and its gradients; the errors of both."""
     dtype = inputs[0].dtype
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    found = with_grads(fused, inputs, mask, tokens, attend_to_self)
     allowed = whole_mask(mask, tokens, attend_to_self, inputs[0].shape[-2])
-    expected = with_grads(eager, exact, allowed)
-    rounded = with_grads(eager, inputs, allowed)
-    for results in zip(*(itertools.chain(*numbers) for numbers in (found, rounded, expected)), strict=True):
-        ours, eagers, right = results
-        assert error(ours, right) <= TOLERANCES[dtype] + 2 * error(eagers, right)
+
+    def with_bias(function, *options):  # the bias is an input too, for its gradient
+        return lambda query, key, beta, *bias: function(query, key, beta, *options, *bias, causal=causal)
+
+    given = [*inputs] if bias is None else [*inputs, bias]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    found = with_grads(with_bias(fused, mask, tokens, attend_to_self), given)
+    plain = with_bias(eager, allowed, None, True)
+    rounded, expected = with_grads(plain, given), with_grads(plain, exact)
+    errors = {}
+    for kind, ours, eagers, right in zip(("value", "gradient"), found, rounded, expected, strict=True):
+        pairs = [(error(a, c), error(b, c)) for a, b, c in zip(ours, eagers, right, strict=True)]
+        errors |= {f"{kind}_error": max(a for a, _ in pairs), f"eager_{kind}_error": max(b for _, b in pairs)}
+        assert all(a <= TOLERANCES[dtype] + 2 * b for a, b in pairs), pairs
+    return errors
 
 
+SHAPES = [(1, 2, 1, 16), (1, 2, 64, 32), (1, 1, 65, 64), (2, 1, 130, 24), (1, 1, 70, 128), (3, 9, 7), (2, 2, 1, 19, 40)]
+if DEVICE == "cuda":
+    SHAPES += [(2, 3, n, y) for n in (1, 16, 63, 197, 256, 257, 1024, 4096) for y in (16, 32, 64, 80, 128)]
 PAIRS = [(triton_attention, eager_attention), (triton_logsumexp, eager_logsumexp)]
 
 
@@ -129,14 +141,82 @@ def test_values_and_gradients_under_every_mask(fused, eager, kind, attend_to_sel
 
 @runs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 2, 1, 16), (1, 2, 64, 32), (1, 1, 65, 64), (2, 1, 130, 24), (1, 1, 70, 128), (3, 9, 7), (2, 2, 1, 19, 40)],
-    ids=str,
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("fused, eager", PAIRS, ids=["terms", "logsumexp"])
-def test_every_length_width_and_number_of_axes(fused, eager, shape, dtype):
-    agree(fused, eager, make(shape, dtype), None, None, True)
+def test_every_length_width_and_number_of_axes(fused, eager, shape, dtype, record_property):
+    for name, value in agree(fused, eager, make(shape, dtype), None, None, True).items():
+        record_property(name, value)
+
+
+@runs
+@pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(37, 37), (3, 37, 37), (2, 1, 37, 37), (2, 3, 37, 37)], ids=str)
+@pytest.mark.parametrize("fused, eager", PAIRS, ids=["terms", "logsumexp"])
+def test_a_bias_and_its_gradient(fused, eager, shape, dtype):
+    """Shared or not by images and heads, in the layout of a transposed view, with masks and without."""
+    generator = torch.Generator().manual_seed(3)
+    bias = torch.randn(shape, generator=generator).mT.to(DEVICE, dtype).requires_grad_()
+    agree(fused, eager, make(dtype=dtype), None, None, True, bias)
+    agree(fused, eager, make(dtype=dtype), *masks("pairs and padding", 37), False, bias, causal=True)
+
+
+@runs
+@pytest.mark.parametrize("attend_to_self", [True, False])
+@pytest.mark.parametrize("fused, eager", PAIRS, ids=["terms", "logsumexp"])
+def test_causal(fused, eager, attend_to_self):
+    agree(fused, eager, make((1, 2, 70, 16)), None, None, attend_to_self, causal=True)
+
+
+@runs
+@pytest.mark.parametrize("dtype", SOME_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 37, 16), (1, 2, 64, 32), (1, 2, 130, 24), (1, 1, 1, 64)], ids=str)
+def test_whole_heads_in_one_program(shape, dtype):
+    generator = torch.Generator().manual_seed(3)
+    length = shape[-2]
+    bias = torch.randn(length, length, generator=generator).to(DEVICE, dtype).requires_grad_()
+    with tiles.pinned(whole=True):
+        agree(triton_attention, eager_attention, make(shape, dtype), None, None, True)
+        restrictions = *masks("pairs and padding" if length > 2 else "padding", length, shape[0]), False
+        agree(triton_attention, eager_attention, make(shape, dtype), *restrictions, bias, causal=True)
+
+
+@runs
+def test_which_kernel_computes_a_call(monkeypatch):
+    """Short heads in half precision go whole, unless tiles are pinned; all else goes in tiles."""
+    launched = []
+
+    def launch(kernel, *others):
+        launched.append(kernel.fn.__name__ if hasattr(kernel, "fn") else kernel.__name__)
+        return run(kernel, *others)
+
+    run = energy_attention._launch
+    monkeypatch.setattr(energy_attention, "_launch", launch)
+    kinds = {True: ["forward_whole", "backward_whole"], False: kernel_resources.IN_TILES[:4]}
+    for shape, dtype, whole in (
+        ((1, 2, 64, 32), torch.float16, True),
+        ((1, 2, 64, 32), torch.float32, False),
+        ((1, 2, 65, 32), torch.float16, False),  # too few of them
+        ((1, 2, 64, 80), torch.float16, False),
+    ):
+        launched.clear()
+        with_grads(triton_attention, make(shape, dtype))
+        assert launched == kinds[whole]
+        if whole:
+            launched.clear()
+            with tiles.pinned(whole=False):
+                with_grads(triton_attention, make(shape, dtype))
+            assert launched == kinds[False]
+
+
+@runs
+def test_a_bias_of_several_leading_axes_and_one_without_a_gradient():
+    shape = (2, 2, 1, 9, 16)
+    query, key, beta = make(shape)
+    bias = torch.randn(2, 2, 1, 9, 9, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    agree(triton_attention, eager_attention, (query, key, beta), None, None, True, bias.requires_grad_())
+    found = with_grads(lambda *given: triton_attention(*given, bias=bias.detach()), (query, key, beta))
+    expected = with_grads(lambda *given: eager_attention(*given, bias=bias.detach()), (query, key, beta))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @runs
@@ -225,7 +305,8 @@ def test_no_graph_break_when_compiled(function):
 @runs
 @pytest.mark.parametrize("name", ["attention_operator", "logsumexp_operator"])
 def test_operators_are_registered_as_torch_wants_them(name):
-    inputs = (*make((2, 3, 9, 16)), *masks("pairs and padding", 9), False)
+    bias = torch.randn(3, 9, 9, generator=torch.Generator().manual_seed(3)).to(DEVICE)[None].requires_grad_()
+    inputs = (*make((2, 3, 9, 16)), *masks("pairs and padding", 9), bias, False, True)
     torch.library.opcheck(getattr(energy_attention, name), inputs, rtol=1e-4, atol=1e-4)
 
 
@@ -273,62 +354,25 @@ def test_without_triton_the_error_says_what_to_install(backend):
     assert "pip install triton" in found and ("chunked" in found or not backend)
 
 
-KERNELS = ["forward_rows", "forward_columns", "backward_rows", "backward_columns"]
-POINTERS = {"mask": "u8", "tokens": "u8"} | dict.fromkeys(
-    ["beta", "logsumexp", "row_weights", "row_sums", "grad_beta"], "fp32"
-)
-
-
-def compile_for_h100(kernel, dtype, width, masked, precision):
-    """Resource usage that cuobjdump finds in the machine code for sm_90, and the shared memory in bytes."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    block, inner, warps, stages = energy_attention._tile(width, torch_dtype, kernel.startswith("backward"))
-    function = getattr(triton_kernels, kernel)
-    constants = {"ATTEND_TO_SELF": False, "PRECISION": precision, "WIDTH": width, "BLOCK": block, "INNER": inner}
-    if masked:
-        constants["mask_j"] = 1
-    else:
-        constants |= dict.fromkeys({"mask", "tokens", "row_weights"} & set(function.arg_names))
-    signature, attributes = {}, {}
-    for position, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in ("heads", "length", "width") or name[-2:] in ("_b", "_h", "_n", "_i", "_j"):
-            signature[name] = "i32"
-        else:
-            signature[name] = "*" + POINTERS.get(name, dtype)
-        if name not in constants and name not in ("heads", "length"):
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constants, attributes)
-    options = {"num_warps": warps, "num_stages": stages}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-
-
-def stack_bytes(binary, path):
-    (path / "kernel.cubin").write_bytes(binary.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [tool, "--dump-resource-usage", path / "kernel.cubin"]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(usage.split("STACK:")[1].split()[0])
+# one kind of each kernel, for the many take minutes
+@compiled
+@pytest.mark.parametrize("kernel", [*kernel_resources.IN_TILES, *kernel_resources.WHOLE])
+def test_kernels_compile_for_an_h100_without_spills(kernel):
+    width, length = (32, 64) if kernel == "backward_whole" else (64, 256)
+    check_resources(kernel_resources.Case(kernel, "sm_90", "bf16", width, True, length))
 
 
 @compiled
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("width", [16, 32, 64, 128])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_half_precision_compiles_for_an_h100_without_spills(kernel, width, masked, tmp_path):
-    binary = compile_for_h100(kernel, "bf16", width, masked, "tf32x3")
-    assert stack_bytes(binary, tmp_path) == 0
-    assert binary.metadata.shared <= 99 * 1024  # what a consumer's GPU has
+@pytest.mark.slow
+@pytest.mark.parametrize("target", kernel_resources.CAPABILITIES)
+@pytest.mark.parametrize("dtype, widths", [("bf16", (16, 32, 64, 128)), ("fp16", (64,)), ("fp32", (32, 64))], ids=str)
+def test_all_that_the_backend_chooses_compiles_without_spills(target, dtype, widths):
+    for case in kernel_resources.cases((dtype,), widths, (target,)):
+        check_resources(case)
 
 
-@compiled
-@pytest.mark.parametrize("width", [32, 64])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_float32_compiles_for_an_h100_without_spills(kernel, width, tmp_path):
-    binary = compile_for_h100(kernel, "fp32", width, True, "tf32x3")
-    assert stack_bytes(binary, tmp_path) == 0
-    assert binary.metadata.shared <= 99 * 1024
+def check_resources(case):
+    found = kernel_resources.resources(case)
+    assert found.stack == 0, (case, found)
+    assert found.shared <= 99 * 1024, (case, found)  # what a consumer's GPU has
+    assert found.products > 0, (case, found)  # on the units for matrices

@@ -32,11 +32,8 @@ def fused_attention() -> tuple[Callable, Callable]:
 
 def _of_context(kernel: Callable) -> Callable:
     def run(query, key, beta, context):
-        if context.bias is not None or context.causal:
-            raise ValueError(
-                "attn_implementation='triton' has no score bias and no causal mask yet: use 'auto' or 'chunked'"
-            )
-        return kernel(query, key, beta, context.pairs, context.tokens, context.attend_to_self)
+        masks = context.pairs, context.tokens, context.attend_to_self
+        return kernel(query, key, beta, *masks, context.bias, context.causal)
 
     return run
 

@@ -3,11 +3,14 @@
 The mathematics, and the layout that the kernels expect, are in [`triton_kernels`].
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
 
 from . import triton_kernels as kernels
+from .tiles import tile_of, tile_of_bias, tile_of_whole
 
 MAX_HEAD_WIDTH = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -20,8 +23,10 @@ def triton_attention(
     mask: Tensor | None = None,
     tokens: Tensor | None = None,
     attend_to_self: bool = True,
+    bias: Tensor | None = None,
+    causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A k and Aᵀ q, with A = softmax over the rows of β q kᵀ, in memory that grows linearly with N.
+    """A k and Aᵀ q, with A = softmax over the rows of β q kᵀ + bias, in memory that grows linearly with N.
 
     Args:
         query, key (`torch.Tensor` of shape `(..., H, N, Y)`):
@@ -31,6 +36,8 @@ def triton_attention(
         mask (`torch.BoolTensor` broadcastable to `(..., N, N)`, *optional*): True where the row may attend.
         tokens (`torch.BoolTensor` broadcastable to `(..., N)`, *optional*): False for padding, neither row nor column.
         attend_to_self: False leaves the diagonal out.
+        bias (`torch.FloatTensor` of shape `(..., H or 1, N, N)`, *optional*): added to the scores; finite.
+        causal: a row attends to no column behind it.
 
     Returns:
         `A k` and `Aᵀ q` in the dtype of the queries; zero for a row without any allowed column. Products are
@@ -42,8 +49,8 @@ def triton_attention(
         ValueError: for another dtype, device or width, and for masks that are not boolean.
         RuntimeError: when differentiated twice.
     """
-    arguments = _check(query, key, beta, mask, tokens)
-    by_keys, by_queries, _ = attention_operator(*arguments, attend_to_self)
+    arguments = _check(query, key, beta, mask, tokens, bias)
+    by_keys, by_queries, _ = attention_operator(*arguments, attend_to_self, causal)
     return by_keys.reshape(query.shape), by_queries.reshape(query.shape)
 
 
@@ -54,16 +61,18 @@ def triton_logsumexp(
     mask: Tensor | None = None,
     tokens: Tensor | None = None,
     attend_to_self: bool = True,
+    bias: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Row logsumexp of the scores, (..., H, N) in float32; 0 for a row without any allowed column.
 
     Arguments and errors as for [`triton_attention`].
     """
-    arguments = _check(query, key, beta, mask, tokens)
-    return logsumexp_operator(*arguments, attend_to_self)[0].reshape(query.shape[:-1])
+    arguments = _check(query, key, beta, mask, tokens, bias)
+    return logsumexp_operator(*arguments, attend_to_self, causal)[0].reshape(query.shape[:-1])
 
 
-def _check(query, key, beta, mask, tokens):
+def _check(query, key, beta, mask, tokens, bias):
     """The arguments of the operators: one leading axis, β of shape (H,) in float32."""
     if query.dtype not in DTYPES or key.dtype != query.dtype:
         raise ValueError(
@@ -89,24 +98,16 @@ def _check(query, key, beta, mask, tokens):
         mask = mask.expand(*leading, length, length).reshape(-1, length, length)
     if tokens is not None:
         tokens = tokens.expand(*leading, length).reshape(-1, length)
+    if bias is not None and bias.ndim < 4:
+        bias = bias[(None,) * (4 - bias.ndim)]
+    elif bias is not None and len(leading) > 1:
+        bias = bias.expand(*leading, *bias.shape[-3:]).reshape(-1, *bias.shape[-3:])
     query, key = (_with_adjacent_elements(x.reshape(-1, *x.shape[-3:])) for x in (query, key))
-    return query, key, beta.float().expand(heads).contiguous(), mask, tokens
+    return query, key, beta.float().expand(heads).contiguous(), mask, tokens, bias
 
 
 def _with_adjacent_elements(matrix):
     return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
-
-
-def _tile(width, dtype, backward):
-    """Rows and inner columns of a tile (or columns and inner rows), warps and stages.
-
-    The largest that ptxas compiles for sm_90 without spilling registers; float32 alone spills, at Y > 64.
-    """
-    if dtype == torch.float32:
-        return (64, 32, 4, 2) if width <= 32 or (width <= 64 and not backward) else (16, 32, 4, 2)
-    if width == 128:
-        return 64, 32, 8, 2
-    return 64, 32 if backward and width == 64 else 64, 4, 2
 
 
 def _precision():
@@ -116,23 +117,67 @@ def _precision():
     return "tf32" if allowed else "tf32x3"
 
 
-def _launch(kernel, matrices, vectors, mask, tokens, outputs, attend_to_self, backward):
+class _Context(NamedTuple):
+    """Who attends to whom, and the bias, as the kernels take it."""
+
+    mask: Tensor | None
+    tokens: Tensor | None
+    bias: Tensor | None
+    attend_to_self: bool
+    causal: bool
+
+    def arguments(self, images: int, heads: int) -> list:
+        """The pointers and strides."""
+        masked = (None, 0, 0, 0) if self.mask is None else (self.mask.view(torch.uint8), *self.mask.stride())
+        tokens = self.tokens
+        padding = (None, 0) if tokens is None else (tokens.contiguous().view(torch.uint8), tokens.shape[-1])
+        biased = (None, 0, 0, 0, 0)
+        if self.bias is not None:
+            biased = self.bias, *self.bias.expand(images, heads, *self.bias.shape[-2:]).stride()
+        return [*masked, *padding, *biased]
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def _whole(query, backward):
+    """The tile of a kernel of whole heads, or None for those in tiles."""
+    images, heads, length, width = query.shape
+    return tile_of_whole(length, _padded(width), query.dtype, images * heads, _capability(query), backward)
+
+
+def _capability(query):
+    """Of the device; that of an H100 in the interpreter."""
+    return torch.cuda.get_device_capability(query.device) if query.is_cuda else (9, 0)
+
+
+def _launch(kernel, matrices, vectors, context, outputs, tile, programs, extra=()):
+    """Run a kernel.
+
+    Args:
+        programs: how many of them.
+        extra: what the kernel takes behind the sizes.
+    """
+    query = matrices[0]
+    images, heads, length, width = query.shape
+    strided = [item for m in matrices for item in ((None, 0, 0, 0) if m is None else (m, *m.stride()[:3]))]
+    if not query.numel():
+        return
+    with torch.cuda.device_of(query):  # Triton launches on the current device, whatever the tensors'
+        kernel[(programs,)](
+            *strided, *vectors, *context.arguments(images, heads), *outputs, heads, length, width, *extra,
+            ATTEND_TO_SELF=context.attend_to_self, CAUSAL=int(context.causal), PRECISION=_precision(),
+            WIDTH=_padded(width), BLOCK=tile.block, INNER=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+
+def _launch_tiles(kernel, matrices, vectors, context, outputs, backward):
     """Run a kernel on a grid of one program for each tile of each head of each image."""
     images, heads, length, width = matrices[0].shape
-    padded = max(16, triton.next_power_of_2(width))
-    block, inner, warps, stages = _tile(padded, matrices[0].dtype, backward)
-    strided = [item for matrix in matrices for item in (matrix, *matrix.stride()[:3])]
-    masked = (None, 0, 0, 0) if mask is None else (mask.view(torch.uint8), *mask.stride())
-    padding = (None, 0) if tokens is None else (tokens.contiguous().view(torch.uint8), length)
-    programs = images * heads * triton.cdiv(length, block)
-    if not programs:
-        return
-    with torch.cuda.device_of(matrices[0]):  # Triton launches on the current device, whatever the tensors'
-        kernel[(programs,)](
-            *strided, *vectors, *masked, *padding, *outputs, heads, length, width,
-            ATTEND_TO_SELF=attend_to_self, PRECISION=_precision(), WIDTH=padded, BLOCK=block, INNER=inner,
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+    tile = tile_of(_padded(width), matrices[0].dtype, _capability(matrices[0]), backward)
+    programs = images * heads * triton.cdiv(length, tile.block)
+    _launch(kernel, matrices, vectors, context, outputs, tile, programs)
 
 
 def _like(matrix):
@@ -145,100 +190,125 @@ def _per_row(matrix):
     return matrix.new_empty(matrix.shape[:3], dtype=torch.float32)
 
 
-def _forward_rows(query, key, beta, mask, tokens, attend_to_self):
+def _forward_rows(query, key, beta, context):
     by_keys, logsumexp = _like(query), _per_row(query)
-    outputs = (by_keys, logsumexp)
-    _launch(kernels.forward_rows, (query, key), (beta,), mask, tokens, outputs, attend_to_self, False)
-    return outputs
+    _launch_tiles(kernels.forward_rows, (query, key), (beta,), context, (by_keys, logsumexp), False)
+    return by_keys, logsumexp
 
 
-def _forward_columns(query, key, beta, logsumexp, row_weights, mask, tokens, attend_to_self):
+def _forward_columns(query, key, beta, logsumexp, row_weights, context):
     by_queries = _like(query)
-    vectors = (beta, logsumexp, row_weights)
-    _launch(kernels.forward_columns, (query, key), vectors, mask, tokens, (by_queries,), attend_to_self, False)
+    _launch_tiles(kernels.forward_columns, (query, key), (beta, logsumexp, row_weights), context, (by_queries,), False)
     return by_queries
 
 
-@torch.library.custom_op("energy_transformer::attention", mutates_args=())
-def attention_operator(
-    query: Tensor, key: Tensor, beta: Tensor, mask: Tensor | None, tokens: Tensor | None, attend_to_self: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_bias(matrices, vectors, context):
+    """dbias in float32, in the shape of the bias: no N×N matrix but it is made."""
+    bias, (images, heads, length, width) = context.bias, matrices[0].shape
+    grad, tile = _empty_bias(bias), tile_of_bias(_padded(width))
+    of_images, of_heads = bias.shape[:2]
+    programs = of_images * of_heads * triton.cdiv(length, tile.block) * triton.cdiv(length, tile.inner)
+    shared = images // of_images, heads // of_heads, of_heads
+    _launch(kernels.backward_bias, matrices, vectors, context, (grad,), tile, programs, shared)
+    return grad
+
+
+def _empty_bias(bias):
+    """The gradient of a bias, which has no elements where none is wanted."""
+    return torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
+
+
+_CONTEXT = "Tensor? mask, Tensor? tokens, Tensor? bias, bool attend_to_self, bool causal"
+_INPUTS = f"Tensor query, Tensor key, Tensor beta, {_CONTEXT}"
+_SAVED = f"Tensor query, Tensor key, Tensor beta, Tensor by_keys, Tensor logsumexp, {_CONTEXT}, bool with_bias"
+
+
+@torch.library.custom_op(
+    "energy_transformer::attention", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)"
+)
+def attention_operator(query, key, beta, *context):
     """T1, T2 and L."""
-    by_keys, logsumexp = _forward_rows(query, key, beta, mask, tokens, attend_to_self)
-    by_queries = _forward_columns(query, key, beta, logsumexp, None, mask, tokens, attend_to_self)
-    return by_keys, by_queries, logsumexp
+    context, tile = _Context(*context), _whole(query, False)
+    if tile is None:
+        by_keys, logsumexp = _forward_rows(query, key, beta, context)
+        return by_keys, _forward_columns(query, key, beta, logsumexp, None, context), logsumexp
+    outputs = _like(query), _like(query), _per_row(query)
+    _launch(kernels.forward_whole, (query, key), (beta,), context, outputs, tile, query.shape[0] * query.shape[1])
+    return outputs
 
 
 @attention_operator.register_fake
-def _(query, key, beta, mask, tokens, attend_to_self):
+def _(query, *others):
     return _like(query), _like(query), _per_row(query)
 
 
-@torch.library.custom_op("energy_transformer::attention_backward", mutates_args=())
-def attention_backward_operator(
-    grad_by_keys: Tensor,
-    grad_by_queries: Tensor,
-    query: Tensor,
-    key: Tensor,
-    beta: Tensor,
-    mask: Tensor | None,
-    tokens: Tensor | None,
-    by_keys: Tensor,
-    logsumexp: Tensor,
-    attend_to_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and each row's share of dβ."""
+@torch.library.custom_op(
+    "energy_transformer::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_by_keys, Tensor grad_by_queries, {_SAVED}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def attention_backward_operator(grad_by_keys, grad_by_queries, query, key, beta, by_keys, logsumexp, *others):
+    """dq, dk, each row's share of dβ, and dbias, empty where it is not wanted."""
+    *context, with_bias = others
+    context = _Context(*context)
     grads = (_with_adjacent_elements(grad_by_keys), _with_adjacent_elements(grad_by_queries))
     grad_query, grad_key, row_sums, grad_beta = _like(query), _like(query), _per_row(query), _per_row(query)
-    matrices, outputs = (query, key, by_keys, *grads), (grad_query, row_sums, grad_beta)
-    _launch(kernels.backward_rows, matrices, (beta, logsumexp), mask, tokens, outputs, attend_to_self, True)
-    matrices, vectors = (query, key, *grads), (beta, logsumexp, row_sums)
-    _launch(kernels.backward_columns, matrices, vectors, mask, tokens, (grad_key,), attend_to_self, True)
-    return grad_query, grad_key, grad_beta
+    matrices, vectors, tile = (query, key, *grads), (beta, logsumexp, row_sums), _whole(query, True)
+    if tile is None:
+        of_rows, outputs = (query, key, by_keys, *grads), (grad_query, row_sums, grad_beta)
+        _launch_tiles(kernels.backward_rows, of_rows, (beta, logsumexp), context, outputs, True)
+        _launch_tiles(kernels.backward_columns, matrices, vectors, context, (grad_key,), True)
+    else:
+        outputs, programs = (grad_query, grad_key, row_sums, grad_beta), query.shape[0] * query.shape[1]
+        _launch(kernels.backward_whole, matrices, (beta, logsumexp), context, outputs, tile, programs)
+    grad_bias = _backward_bias(matrices, vectors, context) if with_bias else beta.new_empty(0)
+    return grad_query, grad_key, grad_beta, grad_bias
 
 
 @attention_backward_operator.register_fake
 def _(grad_by_keys, grad_by_queries, query, *others):
-    return _like(query), _like(query), _per_row(query)
+    return _like_gradients(query, *others)
 
 
-@torch.library.custom_op("energy_transformer::logsumexp", mutates_args=())
-def logsumexp_operator(
-    query: Tensor, key: Tensor, beta: Tensor, mask: Tensor | None, tokens: Tensor | None, attend_to_self: bool
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("energy_transformer::logsumexp", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
+def logsumexp_operator(query, key, beta, *context):
     """L, and T1, which is its derivative."""
-    by_keys, logsumexp = _forward_rows(query, key, beta, mask, tokens, attend_to_self)
+    by_keys, logsumexp = _forward_rows(query, key, beta, _Context(*context))
     return logsumexp, by_keys
 
 
 @logsumexp_operator.register_fake
-def _(query, key, beta, mask, tokens, attend_to_self):
+def _(query, *others):
     return _per_row(query), _like(query)
 
 
-@torch.library.custom_op("energy_transformer::logsumexp_backward", mutates_args=())
-def logsumexp_backward_operator(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    beta: Tensor,
-    mask: Tensor | None,
-    tokens: Tensor | None,
-    by_keys: Tensor,
-    logsumexp: Tensor,
-    attend_to_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq = β dL T1, dk = β Aᵀ (dL q), and each row's share of dβ."""
-    grad = grad.contiguous()
+@torch.library.custom_op(
+    "energy_transformer::logsumexp_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_SAVED}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def logsumexp_backward_operator(grad, query, key, beta, by_keys, logsumexp, *others):
+    """dq = β dL T1, dk = β Aᵀ (dL q), each row's share of dβ, and dbias = A ∘ dL, empty where it is not wanted."""
+    *context, with_bias = others
+    context, grad = _Context(*context), grad.contiguous()
     scaled = grad * beta[:, None]
     grad_query = _like(query).copy_(scaled[..., None] * by_keys)
-    grad_key = _forward_columns(query, key, beta, logsumexp, scaled, mask, tokens, attend_to_self)
-    return grad_query, grad_key, grad * torch.linalg.vecdot(query.float(), by_keys.float())
+    grad_key = _forward_columns(query, key, beta, logsumexp, scaled, context)
+    grad_beta = grad * torch.linalg.vecdot(query.float(), by_keys.float())
+    grad_bias = beta.new_empty(0)
+    if with_bias:
+        grad_bias = _backward_bias((query, key, None, None), (beta, logsumexp, grad), context)
+    return grad_query, grad_key, grad_beta, grad_bias
 
 
 @logsumexp_backward_operator.register_fake
 def _(grad, query, *others):
-    return _like(query), _like(query), _per_row(query)
+    return _like_gradients(query, *others)
+
+
+def _like_gradients(query, key, beta, by_keys, logsumexp, mask, tokens, bias, attend_to_self, causal, with_bias):
+    grad_bias = _empty_bias(bias) if with_bias else beta.new_empty(0)
+    return _like(query), _like(query), _per_row(query), grad_bias
 
 
 def _refuse(ctx, *grads):
@@ -248,23 +318,30 @@ def _refuse(ctx, *grads):
 
 
 def _save(ctx, inputs, by_keys, logsumexp):
-    *tensors, ctx.attend_to_self = inputs
+    *tensors, ctx.attend_to_self, ctx.causal = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, by_keys, logsumexp)
 
 
-def _grads(query, key, row_shares):
-    return query, key, row_shares.sum((0, 2)), None, None, None
+def _differentiate(ctx, backward, *upstream):
+    """The gradients of all inputs, by an operator that takes what [`_save`] saved."""
+    query, key, beta, mask, tokens, bias, by_keys, logsumexp = ctx.saved_tensors
+    with_bias = bias is not None and ctx.needs_input_grad[5]
+    context = mask, tokens, bias, ctx.attend_to_self, ctx.causal
+    found = backward(*upstream, query, key, beta, by_keys, logsumexp, *context, with_bias)
+    grad_query, grad_key, row_shares, grad_bias = found
+    grad_bias = grad_bias.to(bias.dtype) if with_bias else None
+    return grad_query, grad_key, row_shares.sum((0, 2)), None, None, grad_bias, None, None
 
 
 def _attention_backward(ctx, grad_by_keys, grad_by_queries, _):
     query = ctx.saved_tensors[0]
-    grads = [torch.zeros_like(query) if grad is None else grad for grad in (grad_by_keys, grad_by_queries)]
-    return _grads(*attention_backward_operator(*grads, *ctx.saved_tensors, ctx.attend_to_self))
+    upstream = [torch.zeros_like(query) if grad is None else grad for grad in (grad_by_keys, grad_by_queries)]
+    return _differentiate(ctx, attention_backward_operator, *upstream)
 
 
 def _logsumexp_backward(ctx, grad, _):
-    return _grads(*logsumexp_backward_operator(grad, *ctx.saved_tensors, ctx.attend_to_self))
+    return _differentiate(ctx, logsumexp_backward_operator, grad)
 
 
 attention_operator.register_autograd(
