@@ -180,17 +180,12 @@ def forward_columns(
 
 @triton.jit
 def backward_rows(
-    query, query_b, query_h, query_n,
-    key, key_b, key_h, key_n,
+    query, query_b, query_h, query_n, key, key_b, key_h, key_n,
     by_keys, by_keys_b, by_keys_h, by_keys_n,
-    grad_by_keys, grad_1_b, grad_1_h, grad_1_n,
-    grad_by_queries, grad_2_b, grad_2_h, grad_2_n,
+    grad_by_keys, grad_1_b, grad_1_h, grad_1_n, grad_by_queries, grad_2_b, grad_2_h, grad_2_n,
     beta, logsumexp,
-    mask, mask_b, mask_i, mask_j,
-    tokens, tokens_b,
-    bias, bias_b, bias_h, bias_i, bias_j,
-    grad_query, row_sums, grad_beta,
-    heads, length, width,
+    mask, mask_b, mask_i, mask_j, tokens, tokens_b, bias, bias_b, bias_h, bias_i, bias_j,
+    grad_query, row_sums, grad_beta, heads, length, width,
     ATTEND_TO_SELF: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
@@ -219,8 +214,7 @@ def backward_rows(
         weights = tl.exp2(scores - sums[:, None])
         u = tl.dot(weights.to(g2.dtype), g2, u, input_precision=PRECISION)
 
-    t1 = _load(by_keys, image, head, by_keys_b, by_keys_h, by_keys_n, rows, real_rows, width, WIDTH)
-    t1 = t1.to(tl.float32)
+    t1 = _load(by_keys, image, head, by_keys_b, by_keys_h, by_keys_n, rows, real_rows, width, WIDTH).to(tl.float32)
     d = tl.sum(g1.to(tl.float32) * t1 + q.to(tl.float32) * u, 1)
     mean_overlap = tl.sum(q.to(tl.float32) * t1, 1)
     tl.store(row_sums + statistics, d, mask=rows < length)
