@@ -23,6 +23,7 @@ FLOAT32_TOLERANCE = {
     "more/lemon_2block_bias, reconstruction": 4e-5,  # 2.0e-5, 6.9e-6
     "more/lemon_2block_bias, states": 2e-5,  # 1.1e-5
     "lumen_energy_transformer_relu": 5e-5,  # 3.3e-5, 2.7e-6, LumenPallidium 3.6e-5
+    "lumen_energy_transformer_softmax": 2e-5,  # 1.4e-5 on an AMD processor alone, 1.8e-6, LumenPallidium 9.5e-5 there
     "more/lumen_relu_ctx0": 2e-5,  # 1.3e-5, 1.3e-6, LumenPallidium 1.3e-4
     "more/lumen_relu_ctxN": 2e-5,  # 1.1e-5, 6.2e-7, LumenPallidium 1.0e-4
     "more/lumen_softmax_ctx0": 2e-5,  # 1.1e-5, 4.4e-6, LumenPallidium 1.1e-4
