@@ -9,11 +9,14 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from .block import Descent, EnergyBlock, Record
 from .configuration_energy_transformer import EnergyTransformerConfig
-from .context import EnergyContext
+from .configuration_energy_transformer_graph import EnergyTransformerGraphConfig
+from .context import Edges, EnergyContext
 from .energies import (
     BaseModernHopfield,
     EnergyAttention,
@@ -31,13 +34,22 @@ from .modeling_energy_transformer import (
     EnergyTransformerModel,
     EnergyTransformerPreTrainedModel,
 )
+from .modeling_energy_transformer_graph import (
+    EnergyTransformerForGraphClassification,
+    EnergyTransformerForNodeClassification,
+    EnergyTransformerGraphModel,
+    EnergyTransformerGraphPreTrainedModel,
+)
 from .outputs import (
     EnergyParts,
+    EnergyTransformerGraphClassifierOutput,
+    EnergyTransformerGraphModelOutput,
     EnergyTransformerImageClassifierOutput,
     EnergyTransformerMaskedImageModelingOutput,
     EnergyTransformerModelOutput,
+    EnergyTransformerNodeClassifierOutput,
 )
-from .updates import FlexibleUpdate, Update
+from .updates import FlexibleUpdate, NormalizedUpdate, Update
 from .utils.errors import UserError
 from .weights import demo_checkpoint
 
@@ -50,10 +62,20 @@ for _head in (AutoModelForMaskedImageModeling, AutoModelForPreTraining):
 AutoModelForImageClassification.register(
     EnergyTransformerConfig, EnergyTransformerForImageClassification, exist_ok=True
 )
+AutoConfig.register(EnergyTransformerGraphConfig.model_type, EnergyTransformerGraphConfig, exist_ok=True)
+AutoModel.register(EnergyTransformerGraphConfig, EnergyTransformerGraphModel, exist_ok=True)
+# a label of the whole, and of each token
+AutoModelForSequenceClassification.register(
+    EnergyTransformerGraphConfig, EnergyTransformerForGraphClassification, exist_ok=True
+)
+AutoModelForTokenClassification.register(
+    EnergyTransformerGraphConfig, EnergyTransformerForNodeClassification, exist_ok=True
+)
 
 __all__ = [
     "BaseModernHopfield",
     "Descent",
+    "Edges",
     "EnergyAttention",
     "EnergyBlock",
     "EnergyContext",
@@ -63,15 +85,24 @@ __all__ = [
     "EnergyTerm",
     "EnergyTransformer",
     "EnergyTransformerConfig",
+    "EnergyTransformerForGraphClassification",
     "EnergyTransformerForImageClassification",
     "EnergyTransformerForMaskedImageModeling",
+    "EnergyTransformerForNodeClassification",
+    "EnergyTransformerGraphClassifierOutput",
+    "EnergyTransformerGraphConfig",
+    "EnergyTransformerGraphModel",
+    "EnergyTransformerGraphModelOutput",
+    "EnergyTransformerGraphPreTrainedModel",
     "EnergyTransformerImageClassifierOutput",
     "EnergyTransformerMaskedImageModelingOutput",
     "EnergyTransformerModel",
     "EnergyTransformerModelOutput",
+    "EnergyTransformerNodeClassifierOutput",
     "EnergyTransformerPreTrainedModel",
     "FlexibleUpdate",
     "GELUModernHopfield",
+    "NormalizedUpdate",
     "Record",
     "SoftmaxModernHopfield",
     "Update",

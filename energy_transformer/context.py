@@ -4,10 +4,28 @@ Shapes: B any leading axes, H heads, N tokens, R some of the rows of an N×N mat
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Edges(NamedTuple):
+    """Who may attend to whom in a graph, one edge after the other: nothing of N×N is ever made of it.
+
+    Attributes:
+        index (`torch.LongTensor` of shape `(2, E)`):
+            The token that is attended to (the source of an edge, a key) and the one that attends (its target, a
+            query). Edges may be parallel, and then count each; a token without an edge to it adds nothing to the
+            energy of the attention.
+        bias (`torch.FloatTensor` of shape `(E, H or 1)`, *optional*): added to the scores, outside of beta.
+        clamp: the scores are held between −clamp and clamp, as zhuergou's code does, when not None. What the attention
+            then returns is no gradient of its energy where a score is held.
+    """
+
+    index: Tensor
+    bias: Tensor | None = None
+    clamp: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +47,9 @@ class EnergyContext:
         backend: how to compute the attention, one of `attention_backends.ATTENTION_BACKENDS`.
         generator: of the noise of a descent with a temperature; torch's own when None.
         data: what a term of the energy needs of its own, by a name that the term chooses.
+        edges ([`Edges`], *optional*):
+            The pairs and their bias as a list, for tokens of shape (N, D); the attention then works along the edges,
+            and `tokens`, `pairs`, `bias`, `causal` and the backend do not apply.
     """
 
     tokens: Tensor | None = None
@@ -39,10 +60,13 @@ class EnergyContext:
     backend: str = "auto"
     generator: torch.Generator | None = None
     data: dict[str, Any] = field(default_factory=dict)
+    edges: Edges | None = None
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError unless the masks and the bias fit tokens x (..., N, D) in shape and dtype."""
         *leading, count, _ = x.shape
+        if self.edges is not None:
+            self._check_edges(x)
         expected = {"tokens": [*leading, count], "pairs": [*leading, count, count]}
         for name, shape in expected.items():
             mask = getattr(self, name)
@@ -62,6 +86,17 @@ class EnergyContext:
                     f"bias must have shape (..., H or 1, N, N), here {tuple(leading)} + (H or 1, {count}, {count}), "
                     f"got {tuple(self.bias.shape)}"
                 )
+
+    def _check_edges(self, x: Tensor) -> None:
+        if x.ndim != 2:
+            raise ValueError(f"edges need tokens of shape (N, D), got {tuple(x.shape)}")
+        if self.causal or any(given is not None for given in (self.tokens, self.pairs, self.bias)):
+            raise ValueError("edges cannot be combined with tokens, pairs, bias or causal: they say it all")
+        index, bias, _ = self.edges
+        if index.dtype != torch.long or index.ndim != 2 or len(index) != 2:
+            raise ValueError(f"edges need an index of int64 and shape (2, E), got {index.dtype} {tuple(index.shape)}")
+        if bias is not None and (bias.ndim != 2 or len(bias) != index.shape[1]):
+            raise ValueError(f"the bias of edges must have shape ({index.shape[1]}, H or 1), got {tuple(bias.shape)}")
 
     def allowed(self, count: int, device: torch.device, rows: slice = slice(None)) -> Tensor | None:
         """True where a row of `rows` may attend to a column, broadcastable to (..., R, N); None for everywhere."""

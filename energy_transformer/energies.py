@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention_backends import (
+    AttentionBackend,
     at_least_float32,
     attention_backend,
     check_attention_backend,
@@ -36,6 +37,7 @@ from .attention_backends import (
     is_transformed,
 )
 from .context import EnergyContext
+from .sparse_attention import EDGE_BACKEND
 
 
 class EnergyLayerNorm(nn.Module):
@@ -450,19 +452,27 @@ class EnergyAttention(EnergyTerm):
         attend_to_self = context.attend_to_self and self.attend_to_self
         return replace(context, backend=backend, attend_to_self=attend_to_self)
 
+    @staticmethod
+    def _backend(query: Tensor, context: EnergyContext) -> AttentionBackend:
+        if context.edges is not None:
+            return EDGE_BACKEND
+        return attention_backend(context.backend, query, context.bias)
+
     def potential(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
         """Σ_h 1/β_h logsumexp of the row of each token as a query."""
         context, (query, key) = self.in_context(context), self.queries_and_keys(h)
-        rows = attention_backend(context.backend, query, context.bias).logsumexp(query, key, beta, context)
+        rows = self._backend(query, context).logsumexp(query, key, beta, context)
         return (rows / (beta[:, None] if isinstance(beta, Tensor) else beta)).sum(-2)
 
     def pull(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
         """[A k | Aᵀ q]."""
         context, (query, key) = self.in_context(context), self.queries_and_keys(h)
-        return self._join(*attention_backend(context.backend, query, context.bias).attention(query, key, beta, context))
+        return self._join(*self._backend(query, context).attention(query, key, beta, context))
 
     def attention_weights(self, h: Tensor, context: EnergyContext, *, beta) -> Tensor:
         """A, shape (..., H, N, N), rows for queries, of the projected tokens h (see [`EnergyTerm.project`])."""
+        if context.edges is not None:
+            raise ValueError("attention weights need pairs, not edges, along which the N×N matrix is never made")
         return eager_attention_weights(*self.queries_and_keys(h), beta, self.in_context(context))
 
     def pull_and_weights(self, h: Tensor, context: EnergyContext, *, beta) -> tuple[Tensor, Tensor]:

@@ -5,25 +5,19 @@ Shapes: B images, C channels, N tokens (CLS first where there is one), P patches
 
 import difflib
 import inspect
-from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .attention_backends import at_least_float32, check_attention_backend
-from .block import Descent, EnergyBlock, Record, check_num_steps
-from .checkpoint_terms import save_terms
+from .attention_backends import at_least_float32
 from .configuration_energy_transformer import EnergyTransformerConfig
 from .context import EnergyContext
 from .embeddings import EnergyTransformerEmbeddings, patch_dim, patch_map, sine_cosine_positions
-from .energies import ENERGY_TERMS, BaseModernHopfield, EnergyAttention, EnergyLayerNorm, EnergyTerm, LayerNorm
-from .masking import content_keys, draw_masks, fixed_noise, is_making_a_graph, split_mask_values, whole_number_mask
+from .masking import content_keys, draw_masks, fixed_noise, split_mask_values, whole_number_mask
 from .outputs import (
     EnergyParts,
     EnergyTransformerImageClassifierOutput,
@@ -31,153 +25,26 @@ from .outputs import (
     EnergyTransformerModelOutput,
 )
 from .patches import patch_mean_and_std, patchify, unpatchify
-from .updates import FlexibleUpdate, Update
-
-_PUSH_OPTIONS = ("token", "private", "revision", "create_pr", "commit_message", "commit_description", "max_shard_size")
-
-
-def _term_class(name: str) -> type[EnergyTerm]:
-    if name not in ENERGY_TERMS:
-        raise ValueError(
-            f"config.energy_terms has {name!r}, which is not registered (known: {', '.join(ENERGY_TERMS)}): import the "
-            f"module that defines it with register_energy_term({name!r}); where the package energy_transformer is not "
-            "imported, trust_remote_code=True does that"
-        )
-    return ENERGY_TERMS[name]
+from .pretrained import (
+    EnergyPreTrainedModel,
+    EnergyTransformerLayer,
+    check_labels,
+    energies_along,
+    kept_states,
+    states_along,
+)
 
 
-class EnergyTransformerLayer(EnergyBlock):
-    """One block of a model, with the norm, the terms and the update that the configuration asks for.
-
-    Args:
-        config ([`EnergyTransformerConfig`]).
-        num_steps: T, for the learned step sizes; the configuration's when None.
-    """
-
-    def __init__(self, config: EnergyTransformerConfig, num_steps: int | None = None):
-        dim = config.hidden_size
-        terms = {
-            name: _term_class(kind).from_config(config, **options) for name, (kind, options) in config.terms.items()
-        }
-        if config.norm_type == "energy_layer_norm":
-            norm = EnergyLayerNorm(dim, config.layer_norm_eps, config.norm_regularization)
-        else:
-            norm = LayerNorm(dim, config.layer_norm_eps)
-        steps = config.steps_of_blocks[0] if num_steps is None else num_steps
-        options = config.learnable_step_size, dim, config.momentum, config.temperature
-        flexible = config.learnable_step_size or config.momentum or config.temperature
-        update = FlexibleUpdate(config.step_size, steps, *options) if flexible else Update(config.step_size)
-        super().__init__(terms, norm, update, config.descent_gradient)
-        self.config = config
-
-
-class EnergyTransformerPreTrainedModel(PreTrainedModel):
+class EnergyTransformerPreTrainedModel(EnergyPreTrainedModel):
     """Weight initialization, loading and saving."""
 
     config: EnergyTransformerConfig
     config_class = EnergyTransformerConfig
-    base_model_prefix = "energy_transformer"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _input_embed_layer = "patch_embeddings"
     _can_record_outputs: ClassVar = {"hidden_states": EnergyTransformerLayer, "attentions": EnergyTransformerLayer}
     _no_split_modules: ClassVar = ["EnergyTransformerEmbeddings", "EnergyTransformerLayer"]
-
-    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """One of `ATTENTION_BACKENDS`, `"auto"` when None; ValueError for any other, or one that cannot run here."""
-        implementation = "auto" if requested_attention is None else requested_attention
-        check_attention_backend(implementation)
-        return implementation
-
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        """Without transformers' replacements of one attention by another, or by a kernel of the Hub: none computes
-        the energy's gradient."""
-        return self.get_correct_attn_implementation(attn_implementation)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        config = self.config
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, EnergyLayerNorm):
-            init.ones_(module.gamma)
-            init.zeros_(module.delta)
-        elif isinstance(module, EnergyAttention):
-            self._init_attention(module)
-        elif isinstance(module, BaseModernHopfield):
-            init.normal_(module.W, std=module.options.get("scale", config.hopfield_initializer_range))
-            if module.bias is not None:
-                init.zeros_(module.bias)
-            if isinstance(module.beta, Tensor):
-                init.constant_(module.beta, module.options.get("beta", config.hopfield_beta) or module.default_beta)
-        elif isinstance(module, EnergyTerm) and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        elif isinstance(module, EnergyTransformerEmbeddings):
-            self._init_embeddings(module)
-        elif isinstance(module, Update) and isinstance(module.step_size, Tensor):
-            init.constant_(module.step_size, config.step_size)
-
-    def _init_attention(self, attention: EnergyAttention) -> None:
-        scaled = self.config.initialization == "scaled"
-        std = self.config.hidden_size**-0.5 if scaled else self.config.initializer_range
-        std = attention.options.get("scale", std)
-        init.normal_(attention.Wq, std=std)
-        if scaled:
-            init.copy_(attention.Wk, attention.Wq)
-        else:
-            init.normal_(attention.Wk, std=std)
-        for bias in (attention.bq, attention.bk):
-            if bias is not None:
-                init.zeros_(bias)
-        if isinstance(attention.beta, Tensor):
-            beta = attention.options.get("beta", self.config.attention_beta) or attention.head_dim**-0.5
-            beta = torch.as_tensor(beta, dtype=torch.float64).to(attention.beta)
-            init.copy_(attention.beta, beta.expand_as(attention.beta))
-
-    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
-        """As transformers has it; the files of energy terms that are not the package's own are saved as well."""
-        scalars = {f"{prefix}.{name}".strip(".") for prefix, name in self._reshaped_scalars()}
-        if scalars:
-            weights = kwargs.get("state_dict") or self.state_dict()
-            shapes = {name: () if name in scalars else weight.shape for name, weight in weights.items()}
-            kwargs["state_dict"] = {name: weight.reshape(shapes[name]) for name, weight in weights.items()}
-        terms = {kind: _term_class(kind) for kind, _ in self.config.terms.values()}
-        package = __name__.rpartition(".")[0]
-        own = {kind: cls for kind, cls in terms.items() if cls.__module__.rpartition(".")[0] != package}
-        super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub and not own, **kwargs)
-        if own and (args[0] if args else kwargs.get("is_main_process", True)):
-            save_terms(own, save_directory)
-            if push_to_hub:  # once more, by way of a folder that is pushed as a whole
-                options = {name: kwargs[name] for name in _PUSH_OPTIONS if name in kwargs}
-                self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, **options)
-
-    def _reshaped_scalars(self) -> list[tuple[str, str]]:
-        """Module and name of the parameters that `scalars_to_vectors` has reshaped."""
-        return [(prefix, name) for prefix, module in self.named_modules() for name in getattr(module, "scalars", ())]
-
-    def scalars_to_vectors(self) -> None:
-        """Give each parameter of shape () the shape (1,), for `fully_shard` takes no scalars:
-
-            model.scalars_to_vectors()
-            for layer in model.base_model.layers:
-                fully_shard(layer)
-            fully_shard(model)
-
-        Call it before the optimizer is made. Files keep the shape (): `save_pretrained` writes it, and a state dict
-        of either shape can be loaded.
-        """
-        for module in self.modules():
-            scalars = [name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 0]
-            for name in scalars:
-                scalar = module.get_parameter(name)
-                setattr(module, name, nn.Parameter(scalar.detach().reshape(1), scalar.requires_grad))
-            if scalars:
-                module.scalars = scalars
 
     def energy(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **options) -> Tensor:
         """Energy of each image, (B,), at the end x_T of its descent.
@@ -186,6 +53,12 @@ class EnergyTransformerPreTrainedModel(PreTrainedModel):
         """
         options |= {"bool_masked_pos": bool_masked_pos, "output_energies": True, "return_dict": True}
         return self.base_model(pixel_values, **options).energies[:, -1]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EnergyTransformerEmbeddings):
+            self._init_embeddings(module)
 
     def _init_embeddings(self, embeddings: EnergyTransformerEmbeddings) -> None:
         config = self.config
@@ -219,13 +92,6 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         self.layers = nn.ModuleList(EnergyTransformerLayer(config, steps) for steps in config.steps_of_blocks)
         self.post_init()
 
-    def steps_of_layers(self, num_steps: int | None = None) -> list[int]:
-        """Descent steps of each layer: `num_steps`, or what the configuration says when None."""
-        if num_steps is None:
-            return self.config.steps_of_blocks
-        check_num_steps(num_steps)
-        return [int(num_steps)] * len(self.layers)
-
     def _embed(self, pixel_values, bool_masked_pos, interpolate_pos_encoding, inputs_embeds) -> Tensor:
         """x_0."""
         if (pixel_values is None) == (inputs_embeds is None):
@@ -242,18 +108,6 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
             bool_masked_pos = self.embeddings.patch_mask("bool_masked_pos", bool_masked_pos, pixel_values)
             _, bool_masked_pos = split_mask_values(bool_masked_pos)
         return self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
-
-    def _descend(self, state, steps, context, kept, energies, attentions, tolerance) -> list[Descent]:
-        """Through the blocks, each of which begins where the one before it ended."""
-        # without a step the model is at the start, which is the first block's
-        layers = list(zip(self.layers, steps, strict=True)) if any(steps) else [(self.layers[0], 0)]
-        descents: list[Descent] = []
-        before = 0
-        for layer, count in layers:
-            states = {index - before for index in kept if before + bool(descents) <= index <= before + count}
-            descents.append(layer(state, count, context, Record(states, energies, attentions), tolerance))
-            state, before = descents[-1].state, before + count
-        return descents
 
     def _keeps_attentions(self, wanted: bool | None) -> bool:
         wanted = self.config.output_attentions if wanted is None else wanted
@@ -345,7 +199,7 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         keep_attentions = self._keeps_attentions(output_attentions)
         keep_energies = bool(output_energies or output_energy_parts)
-        kept = _kept_states(keep_states, sum(steps) + 1)
+        kept = kept_states(keep_states, sum(steps) + 1)
         embedded = self._embed(pixel_values, bool_masked_pos, interpolate_pos_encoding, inputs_embeds)
         tokens, pairs = _split_attention_mask(attention_mask, embedded)
         bias = None if attention_bias is None else attention_bias.to(embedded.device)
@@ -355,12 +209,12 @@ class EnergyTransformerModel(EnergyTransformerPreTrainedModel):
         state = descents[-1].state
         last_hidden_state = (descents[-1].normalized if self.final_norm else state).to(embedded.dtype)
         first = 0 if pixel_values is None else int(self.config.use_cls_token)
-        energies = _energies_along(descents) if keep_energies else {}
+        energies = energies_along(descents) if keep_energies else {}
         by_token = sum(energies.values()) if energies else None
         return EnergyTransformerModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=self._pool(last_hidden_state, tokens, first),
-            hidden_states=_states_along(descents) if kept else None,
+            hidden_states=states_along(descents) if kept else None,
             energies=by_token.sum(-1) if output_energies else None,
             attentions=sum((found.attentions for found in descents), ()) if keep_attentions else None,
             energy_parts=_energy_parts(energies, by_token) if output_energy_parts else None,
@@ -381,31 +235,10 @@ def _refuse_unknown(kwargs: dict) -> None:
         raise TypeError(f"forward() has no argument {unknown[0]!r}{hint}")
 
 
-def _states_along(descents: list[Descent]) -> tuple[Tensor | None, ...]:
-    """x_0 … x_T of all blocks; a block begins where the one before it ended."""
-    return descents[0].states + tuple(state for found in descents[1:] for state in found.states[1:])
-
-
-def _energies_along(descents: list[Descent]) -> dict[str, Tensor]:
-    """(B, T + 1, N) by term; where one block ends, it is the energy of the next one."""
-    *earlier, last = (found.energies or {} for found in descents)
-    return {name: torch.cat([*(found[name][:, :-1] for found in earlier), last[name]], 1) for name in last}
-
-
 def _energy_parts(energies: dict[str, Tensor], by_token: Tensor) -> EnergyParts:
     by_term = {name: energy.sum(-1) for name, energy in energies.items()}
     known = {name: by_term.pop(name, None) for name in ("attention", "hopfield")}
     return EnergyParts(**known, others=by_term or None, tokens=by_token)
-
-
-def _kept_states(wanted: bool | int | list[int], count: int) -> set[int]:
-    """Indices of the states to record, of `count`; negative ones are counted from the end."""
-    if isinstance(wanted, bool):
-        return set(range(count)) if wanted else set()
-    indices = [wanted] if isinstance(wanted, Integral) else wanted
-    if any(not -count <= index < count for index in indices):
-        raise ValueError(f"output_hidden_states must be true, false or indices of the {count} states, got {wanted}")
-    return {int(index) % count for index in indices}
 
 
 def _split_attention_mask(attention_mask, x) -> tuple[Tensor | None, Tensor | None]:
@@ -606,17 +439,6 @@ def _records(outputs: EnergyTransformerModelOutput) -> dict:
 _ARGUMENTS_OF_HEADS = ("labels", "bool_corrupted_pos", "noise", "image_index")
 
 
-def _check_labels(labels: Tensor | None, config: EnergyTransformerConfig) -> None:
-    """Raises ValueError for a label out of range; only on the CPU, and not while a graph is made."""
-    if labels is None or is_making_a_graph() or labels.is_floating_point() or labels.device.type != "cpu":
-        return
-    if config.num_labels > 1 and labels.ndim < 2 and labels.numel():
-        least, largest = int(labels.min()), int(labels.max())
-        if (least < 0 and least != -100) or largest >= config.num_labels:
-            wrong = largest if largest >= config.num_labels else least
-            raise ValueError(f"labels must lie in [0, num_labels) = [0, {config.num_labels}), got {wrong}")
-
-
 def _classifier(config: EnergyTransformerConfig) -> nn.Sequential:
     """Both start with the flax code's layer norm, whose ε is 1e-6."""
     layers = [nn.LayerNorm(config.hidden_size, 1e-6), nn.Linear(config.hidden_size, config.num_labels)]
@@ -684,7 +506,7 @@ class EnergyTransformerForImageClassification(EnergyTransformerPreTrainedModel):
         [2, 10]
         ```
         """
-        _check_labels(labels, self.config)
+        check_labels(labels, self.config)
         outputs = self.energy_transformer(
             pixel_values,
             attention_mask=attention_mask,

@@ -1,4 +1,7 @@
-"""What the models return. Shapes: B images, N tokens, P patches, D token width, H heads, T steps."""
+"""What the models return.
+
+Shapes: B images or graphs, N tokens, L tokens of all graphs together, P patches, D token width, H heads, T steps.
+"""
 
 from dataclasses import dataclass
 
@@ -89,3 +92,64 @@ class EnergyTransformerImageClassifierOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     energy_parts: EnergyParts | None = None
     num_steps_taken: torch.LongTensor | None = None
+
+
+@dataclass
+class EnergyTransformerGraphModelOutput(ModelOutput):
+    """
+    The L tokens are the nodes in the order in which they came and then, where there are any, the CLS tokens of the
+    graphs.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(L, D)`): norm(x_T), in the dtype of the model.
+        pooler_output (`torch.FloatTensor` of shape `(B, D)`):
+            Of `last_hidden_state`, the CLS token of each graph or the mean of its nodes: see `pooling` of the config.
+        embeddings (`torch.FloatTensor` of shape `(L, D)`): x_0.
+        hidden_states (`tuple` of `torch.FloatTensor` of shape `(L, D)`, *optional*):
+            The states x_0 … x_T of the descent; with several blocks, those of all blocks one after the other. None in
+            the place of a state that `output_hidden_states` did not ask for.
+        energies (`torch.FloatTensor` of shape `(B, T + 1)`, *optional*):
+            Energy of each graph at each state; with several blocks, that of the block whose step comes next.
+        node_energies (`torch.FloatTensor` of shape `(nodes,)`, *optional*):
+            The terms of the energy at x_T that belong to a node; in the attention, as a query.
+        modulation (`torch.FloatTensor` of shape `(B, N, N, H)`, *optional*): of `edge_modulation` of the config.
+        adjacency (`torch.FloatTensor` of shape `(B, N, N, K)`, *optional*): the padded edge features behind it.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    embeddings: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    energies: torch.FloatTensor | None = None
+    node_energies: torch.FloatTensor | None = None
+    modulation: torch.FloatTensor | None = None
+    adjacency: torch.FloatTensor | None = None
+
+
+@dataclass
+class EnergyTransformerGraphClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): given `labels`.
+        logits (`torch.FloatTensor` of shape `(B, num_labels)`): of each graph; in a regression, the numbers themselves.
+        last_hidden_state (`torch.FloatTensor` of shape `(L, D)`): x_T, which the classifier reads.
+        hidden_states, energies, node_energies: see [`EnergyTransformerGraphModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    energies: torch.FloatTensor | None = None
+    node_energies: torch.FloatTensor | None = None
+
+
+@dataclass
+class EnergyTransformerNodeClassifierOutput(EnergyTransformerGraphClassifierOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): given `labels`.
+        logits (`torch.FloatTensor` of shape `(nodes, num_labels)`): of each node.
+        last_hidden_state (`torch.FloatTensor` of shape `(L, D)`): x_T, which the classifier reads.
+        hidden_states, energies, node_energies: see [`EnergyTransformerGraphModelOutput`].
+    """

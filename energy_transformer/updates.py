@@ -41,6 +41,14 @@ class Update(nn.Module):
         return torch.add(x, pull, alpha=self.step_size), {}
 
 
+class NormalizedUpdate(Update):
+    """x ← g + α pull: the step leads away from the normalized tokens, as in
+    `zhuergou/Energy-Transformer-for-Graph-Anomaly-Detection`."""
+
+    def step(self, x: Tensor, g: Tensor, pull: Tensor, state: State) -> tuple[Tensor, State]:
+        return torch.add(g, pull, alpha=self.step_size), {}
+
+
 class FlexibleUpdate(Update):
     r"""Descent with learned step sizes, momentum and noise, in any combination.
 
@@ -56,6 +64,7 @@ class FlexibleUpdate(Update):
         dim: D, needed for `"channel"`.
         momentum: μ, at least 0 and below 1.
         temperature: τ, at least 0. Its noise ξ is standard normal, drawn from the context's generator.
+        noise_in_evaluation: False leaves the noise out in evaluation mode.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class FlexibleUpdate(Update):
         dim: int | None = None,
         momentum: float = 0.0,
         temperature: float = 0.0,
+        noise_in_evaluation: bool = True,
     ):
         super().__init__(step_size)
         if learnable:
@@ -73,6 +83,7 @@ class FlexibleUpdate(Update):
             self.step_size = nn.Parameter(torch.full(shape, float(step_size)))
         self.momentum = momentum
         self.temperature = temperature
+        self.noise_in_evaluation = noise_in_evaluation
 
     def init(self, x: Tensor) -> State:
         return {"velocity": torch.zeros_like(x)} if self.momentum else {}
@@ -80,7 +91,7 @@ class FlexibleUpdate(Update):
     def prepare(self, x: Tensor, state: State, t: int, generator: torch.Generator | None) -> State:
         if isinstance(self.step_size, Tensor):
             state = state | {"size": self.step_size[min(t, len(self.step_size) - 1)]}
-        if self.temperature:
+        if self.temperature and (self.training or self.noise_in_evaluation):
             if generator is None:
                 noise = torch.randn_like(x)
             else:
@@ -93,7 +104,7 @@ class FlexibleUpdate(Update):
         if self.momentum:
             pull = changes["velocity"] = self.momentum * state["velocity"] + pull
         x = x + size * pull
-        if self.temperature:
+        if "noise" in state:
             variance = 2 * self.temperature * size
             deviation = variance.abs().clamp(min=1e-12).sqrt() if isinstance(variance, Tensor) else variance**0.5
             x = x + deviation * state["noise"]

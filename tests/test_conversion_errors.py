@@ -379,7 +379,7 @@ def test_geometry_is_inferred_or_asked_for(tmp_path):
         ({"attention_beta": float("inf")}, ["attention_beta must be a finite number greater than 0, got inf"]),
         ({"steps": 3}, ["unknown option steps", "num_steps"]),
         ({"dtype": "int8"}, ["dtype must be one of", "got int8"]),
-        ({"hopfield_activation": "gelu"}, ["hopfield_activation must be", "'gelu'"]),
+        ({"hopfield_activation": "tanh"}, ["hopfield_activation must be", "'tanh'"]),
         ({"hopfield_activation": "softmax"}, ["hopfield_activation does not apply"]),
     ],
 )

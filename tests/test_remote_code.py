@@ -199,6 +199,60 @@ def test_a_repository_opens_without_the_package(minimal_python, hub, small_model
     check(json.loads(done.stdout.splitlines()[-1]))
 
 
+OPEN_GRAPHS = """
+import importlib.util, sys, torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification,
+)
+
+assert importlib.util.find_spec("energy_transformer") is None
+folder, options = sys.argv[1], {"trust_remote_code": True}
+example = load_file(f"{folder}/example.safetensors")
+graphs = {name: example[name] for name in ("x", "edge_index", "edge_attr", "batch")}
+print(type(AutoConfig.from_pretrained(folder, **options)).__name__)
+for auto in (AutoModel, AutoModelForTokenClassification, AutoModelForSequenceClassification):
+    model = auto.from_pretrained(folder, **options).eval()
+    print(type(model).__name__)
+model.save_pretrained(f"{folder}/again")
+again = AutoModelForSequenceClassification.from_pretrained(f"{folder}/again", **options).eval()
+for each in (model, again):
+    print((each(**graphs).logits - example["logits"]).abs().max().item() <= 1e-6)
+"""
+
+
+def graph_model():
+    torch.manual_seed(0)
+    options = {"num_edge_features": 2, "hidden_size": 16, "initialization": "scaled", "num_labels": 3}
+    config = energy_transformer.EnergyTransformerGraphConfig(num_node_features=4, **options)
+    return energy_transformer.EnergyTransformerForGraphClassification(config).eval()
+
+
+def test_graph_models_open_without_the_package(minimal_python, hub, tmp_path):
+    """A label of a graph by the Auto class of sequences, a label of each node by that of tokens."""
+    model = graph_model()
+    graphs = {
+        "x": torch.randn(5, 4),
+        "edge_index": torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]]),
+        "edge_attr": torch.randn(6, 2),
+        "batch": torch.tensor([0, 0, 0, 1, 1]),
+    }
+    model.save_pretrained(tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").glob("*.py")} == _closure("modeling_energy_transformer_graph")
+    save_file(graphs | {"logits": model(**graphs).logits.detach()}, tmp_path / "model" / "example.safetensors")
+    environment = hub.environment(tmp_path / "home")
+    done = run_isolated(minimal_python, OPEN_GRAPHS, tmp_path / "model", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "EnergyTransformerGraphConfig",
+        "EnergyTransformerGraphModel",
+        "EnergyTransformerForNodeClassification",
+        "EnergyTransformerForGraphClassification",
+        "True",
+        "True",
+    ]
+
+
 def test_no_code_is_run_unasked(minimal_python, hub, small_model, tmp_path):
     small_model.push_to_hub("alice/model", token=hub.token)
     code = "from transformers import AutoModel; AutoModel.from_pretrained('alice/model', trust_remote_code=False)"
@@ -228,7 +282,7 @@ def test_the_saved_code_is_what_the_models_import(small_model, tmp_path):
     assert all(saved[name].read_bytes() == (PACKAGE / name).read_bytes() for name in CODE)
 
 
-@pytest.mark.parametrize("name", sorted(CODE))
+@pytest.mark.parametrize("name", sorted(CODE | _closure("modeling_energy_transformer_graph")))
 def test_the_code_needs_torch_and_transformers_alone(name):
     """Outside of `try`; huggingface_hub and safetensors come with transformers."""
     imported = {module for module in get_imports(str(PACKAGE / name)) if module not in sys.stdlib_module_names}
@@ -281,7 +335,8 @@ def test_a_photograph_is_reconstructed_alike_without_the_package(minimal_python,
 
 
 def test_the_files_at_the_top_of_the_package_are_those_that_travel(small_model, tmp_path):
-    """But for the four that the contributor's guide lists."""
+    """With a model of images or of graphs, but for the four that the contributor's guide lists."""
     small_model.save_pretrained(tmp_path)
+    graph_model().save_pretrained(tmp_path)
     stay = {"__init__.py", "__main__.py", "naive.py", "energy_transformers.py"}
     assert {file.name for file in tmp_path.glob("*.py")} == {file.name for file in PACKAGE.glob("*.py")} - stay

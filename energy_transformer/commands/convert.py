@@ -1,7 +1,9 @@
 """Convert a checkpoint of another Energy Transformer implementation into one that `from_pretrained` loads.
 
 Recognized from the file: bhoov/energy-transformer-jax (plaindict_ckpt.npz; flax msgpack files of the masked-image and
-classification models), LumenPallidium/energy_transformer (state dicts), Lemon-cmd/energy-transformer-torch (.pth).
+classification models), LumenPallidium/energy_transformer (state dicts), Lemon-cmd/energy-transformer-torch (.pth); and
+of graphs, Lemon-cmd/energy-transformer-graph (flax msgpack) and
+zhuergou/Energy-Transformer-for-Graph-Anomaly-Detection (.pth).
 Widths, heads, memories, patches and image size are read from the shapes; an option is needed where they leave it open.
 """
 
@@ -16,13 +18,15 @@ def parse_arguments(argv: list[str]) -> dict:
     parser.add_argument("--image_size", type=int, nargs="+", metavar="N", help="Pixels of a side, or height and width.")
     parser.add_argument("--patch_size", type=int, help="Pixels of a side of the square patches.")
     parser.add_argument("--num_channels", type=int, help="Channels of the images; 1 or 3 are found without it.")
-    parser.add_argument("--num_steps", type=int, help="Descent steps of each block; the origin's default is 12.")
-    parser.add_argument("--step_size", type=float, help="Step size; the origins' defaults are 0.1, Lemon-cmd's is 1.")
+    parser.add_argument(
+        "--num_steps", type=int, help="Descent steps; the origin's default is 12, and 1 or 4 for graphs."
+    )
+    parser.add_argument("--step_size", type=float, help="Step size; by default 0.1, or as the origin has it.")
     parser.add_argument("--num_attention_heads", type=int, help="Checked against the file.")
     parser.add_argument(
         "--attention_beta", type=float, help="Fixed inverse temperature; 1/sqrt(head width) by default."
     )
-    parser.add_argument("--hopfield_activation", help="'relu' or 'softmax', where the file leaves it open.")
+    parser.add_argument("--hopfield_activation", help="'relu', 'gelu' or 'softmax', where the file leaves it open.")
     parser.add_argument("--dtype", help="float64, float32, bfloat16 or float16; that of the file by default.")
     arguments = vars(parser.parse_args(argv))
     size = arguments["image_size"]

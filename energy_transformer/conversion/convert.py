@@ -8,9 +8,8 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
-from . import jax, lemon, lumen
+from . import jax, lemon, lemon_graph, lumen, zhuergou
 from .layout import split_training_state
 from .options import ConversionOptions, read_options
 from .output import require_free_folder, write_checkpoint
@@ -23,6 +22,8 @@ _ORIGINS = (
     (jax.recognizes_plaindict, jax.convert_plaindict),
     (jax.recognizes_flax, jax.convert_flax),
     (lemon.recognizes, lemon.convert),
+    (lemon_graph.recognizes, lemon_graph.convert),
+    (zhuergou.recognizes, zhuergou.convert),
     (lumen.recognizes, lumen.convert),
 )
 
@@ -32,7 +33,9 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path | None = None,
 
     Origins: `bhoov/energy-transformer-jax` (the `plaindict_ckpt.npz` layout; flax msgpack files of the masked-image
     and classification models, parameters alone or a whole TrainState), `LumenPallidium/energy_transformer` (state dict
-    of the block, or of the image model of its example script), and `Lemon-cmd/energy-transformer-torch` (`.pth`).
+    of the block, or of the image model of its example script), `Lemon-cmd/energy-transformer-torch` (`.pth`); and for
+    graphs `Lemon-cmd/energy-transformer-graph` (flax msgpack) and
+    `zhuergou/Energy-Transformer-for-Graph-Anomaly-Detection` (state dict).
 
     Args:
         source: the file. Nothing in it is run: arrays and plain values are all that is read.
@@ -90,7 +93,7 @@ def build_model(plan: Plan) -> nn.Module:
     if not issubclass(plan.model_class, PreTrainedModel):
         return lumen.build_block(plan.arguments, plan.state)
     try:
-        config = EnergyTransformerConfig(**plan.arguments)
+        config = plan.model_class.config_class(**plan.arguments)
     except StrictDataclassError as error:
         raise UserError(str(error.__cause__ or error)) from error
     model = plan.model_class(config).to(next(iter(plan.state.values())).dtype)

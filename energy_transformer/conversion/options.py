@@ -27,7 +27,8 @@ class ConversionOptions:
         num_steps, step_size: of the descent.
         num_attention_heads: only checked against the file.
         attention_beta: inverse temperature of a fixed-beta attention; 1/sqrt(head width) by default.
-        hopfield_activation: kind of LumenPallidium's Hopfield network, where its shapes leave it open.
+        hopfield_activation: kind of the Hopfield network of LumenPallidium, where its shapes leave it open, and of
+            `Lemon-cmd/energy-transformer-graph` (`"gelu"` there alone), ReLU by default.
         dtype: that of the file by default.
 
     Raises:
@@ -41,7 +42,7 @@ class ConversionOptions:
     step_size: float | None = None
     num_attention_heads: int | None = None
     attention_beta: float | None = None
-    hopfield_activation: Literal["relu", "softmax"] | None = None
+    hopfield_activation: Literal["relu", "gelu", "softmax"] | None = None
     dtype: str | torch.dtype | None = None
 
     def __post_init__(self):
@@ -53,8 +54,10 @@ class ConversionOptions:
                 kind = "a whole number" if whole else "a finite number"
                 kind = "one whole number or height and width" if name == "image_size" else kind
                 raise UserError(f"{name} must be {kind} greater than 0, got {value!r}")
-        if self.hopfield_activation not in (None, "relu", "softmax"):
-            raise UserError(f"hopfield_activation must be 'relu' or 'softmax', got {self.hopfield_activation!r}")
+        if self.hopfield_activation not in (None, "relu", "gelu", "softmax"):
+            raise UserError(
+                f"hopfield_activation must be 'relu', 'gelu' or 'softmax', got {self.hopfield_activation!r}"
+            )
         if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
 

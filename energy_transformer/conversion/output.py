@@ -104,7 +104,7 @@ def _general_notes(model: nn.Module, plan: Plan) -> list[str]:
         notes.append(
             "`model.safetensors` holds the parameters under the original's names, `config.json` the arguments."
         )
-    elif plan.normalization is None:
+    elif plan.normalization is None and model.main_input_name == "pixel_values":
         notes.append("No `preprocessor_config.json`: the source does not tell how its images were normalized.")
     return notes
 
@@ -113,6 +113,9 @@ def _usage(model: nn.Module) -> str:
     task = TASKS.get(type(model).__name__)
     if task is not None:
         return loading_lines(task, "path/to/this/folder")
+    if isinstance(model, PreTrainedModel):
+        name = type(model).__name__
+        return f'from energy_transformer import {name}\n\nmodel = {name}.from_pretrained("path/to/this/folder")'
     return (
         "from energy_transformer.conversion import load_energy_transformer\n\n"
         'model = load_energy_transformer("path/to/this/folder")  # an energy_transformer.EnergyTransformer'
