@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength \
+.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength graphs \
 	docs notebooks dist lint format clean
 .DEFAULT_GOAL := help
 
@@ -63,6 +63,9 @@ bench: $(INSTALLED) ## Measure time and memory of every attention backend; ARGS=
 
 strength: $(INSTALLED) ## Compare the models with transformers of their size (hours; goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/strength.py $(ARGS)
+
+graphs: $(INSTALLED) ## Cross-validate the classification of graphs (goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graphs.py $(ARGS)
 
 # Sphinx is of use to nobody else: its own stamp keeps it out of what the tests need.
 .venv/.docs: $(INSTALLED)
