@@ -119,3 +119,17 @@ def test_pictures_show_the_energies_and_the_attention_of_the_model(cls_token):
     bias[:, index[1], index[0]] = model.base_model.edge_bias(graph.edge_attr).detach().T
     dense = (scores + bias + allowed).softmax(-1).mean(0)
     torch.testing.assert_close(found, dense[index[1], index[0]])
+
+
+def test_a_molecule_has_one_hot_atoms_and_bonds():
+    """Aspirin: 13 heavy atoms, 13 bonds; each of 9 categories of an atom and 3 of a bond is told once."""
+    pytest.importorskip("rdkit")
+    from energy_transformer.graphs.molecules import ATOMS, molecule
+
+    graph = molecule("CC(=O)Oc1ccccc1C(=O)O")
+    assert graph.x.shape == (13, 57) and graph.edge_attr.shape == (26, 13)
+    assert (graph.x.sum(1) == 9).all() and (graph.edge_attr.sum(1) == 3).all()
+    assert graph.x[:, ATOMS.index(6)].sum() == 9 and graph.x[:, ATOMS.index(8)].sum() == 4
+    assert graph.edge_attr[:, 3].sum() == 12, "six aromatic bonds, in both directions"
+    other = molecule("[Fe]C")
+    assert other.x[0, len(ATOMS)] == 1, "iron is none of the elements that are told apart"
