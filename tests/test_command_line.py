@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from energy_transformer.training.arguments import CommonArguments
+from energy_transformer.training.image_arguments import ImageArguments
 from energy_transformer.utils.command_line import OneLineErrors
 from energy_transformer.utils.suggestions import did_you_mean
 from energy_transformer.utils.tokens import hide_tokens
@@ -46,7 +46,7 @@ def test_a_short_value_hides_no_part_of_other_words():
     assert hide_tokens("--hub_tokn 1 --seed a1", words) == "--hub_tokn … --seed a1"
 
 
-@pytest.mark.parametrize("name", sorted({option.name for option in fields(CommonArguments)} - {"hub_token"}))
+@pytest.mark.parametrize("name", sorted({option.name for option in fields(ImageArguments)} - {"hub_token"}))
 def test_the_values_of_all_other_options_are_told(name):
     words = [f"--{name}=value", "--config_overrides", "use_cls_token=false"]
     assert hide_tokens(" ".join(words), words) == " ".join(words)

@@ -14,6 +14,7 @@ import energy_transformer_command
 from energy_transformer.attention_backends import ATTENTION_BACKENDS
 from energy_transformer.commands import env, train
 from energy_transformer.commands.train import TASKS
+from energy_transformer.training.graph_arguments import GraphClassificationArguments, NodeClassificationArguments
 from energy_transformer.training.image_classification_arguments import ImageClassificationArguments
 from energy_transformer.training.masked_image_modeling_arguments import MaskedImageModelingArguments
 from energy_transformer.training.recipes import configuration_folder, recipes
@@ -90,7 +91,8 @@ def test_a_mistake_is_one_line_and_code_2(words, message):
 
 
 def test_each_task_has_a_name_as_it_is_typed_and_recipes(monkeypatch, capsys):
-    for arguments_class in (MaskedImageModelingArguments, ImageClassificationArguments):
+    graphs = GraphClassificationArguments, NodeClassificationArguments
+    for arguments_class in (MaskedImageModelingArguments, ImageClassificationArguments, *graphs):
         name = arguments_class.task.replace("_", "-")
         assert TASKS[name].__name__ == arguments_class.task and recipes(arguments_class.task)
     monkeypatch.setattr(sys, "argv", ["energy-transformer train"])

@@ -19,6 +19,7 @@ import pytest
 from documents import NOTEBOOKS, PAGES, REFERENCE, ROOT, blocks, commands, name_of, text_of
 
 import energy_transformer
+from energy_transformer.commands.train import TASKS
 from energy_transformer.energies import ENERGY_TERMS
 
 HAVE_TESTS_OF_THEIR_OWN = {"docs/ecosystem.md", "docs/your_own_energy.md"}
@@ -97,7 +98,7 @@ def test_commands_and_options_exist(page, help_of, capsys):
         check_command(command, help_of, capsys)
 
 
-COMMANDS = [("train", task) for task in ("masked-image-modeling", "image-classification")]
+COMMANDS = [("train", task) for task in TASKS]
 COMMANDS += [(path.stem,) for path in (ROOT / "energy_transformer" / "commands").glob("[a-z]*.py")]
 
 

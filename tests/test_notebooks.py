@@ -5,6 +5,7 @@ import runpy
 import nbformat
 import pytest
 from documents import NOTEBOOKS, ROOT, name_of
+from training_runs import ENVIRONMENT
 
 EXECUTE = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))["execute"]
 LONG = {"your_own_energy"}  # trains two models, in 20 seconds of one core
@@ -19,7 +20,7 @@ def shown(notebook) -> list[list[set[str]]]:
 
 @pytest.mark.parametrize("path", CASES)
 def test_notebook_runs_and_shows_what_is_stored(beside_the_demo, monkeypatch, path):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
     assert shown(EXECUTE(path, beside_the_demo)) == shown(nbformat.read(path, as_version=4))
 
 

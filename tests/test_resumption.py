@@ -246,5 +246,5 @@ def test_several_processes_go_on_without_config(tmp_path):
 def test_the_command_of_a_run_has_no_token():
     args = MaskedImageModelingArguments(image_size=[32, 48], hub_token="secret", cpu=True, output_dir="a b")
     words = command_of(args).split("--", 1)[1]
-    assert words == "output_dir=a b' --image_size 32 48 --cpu=true"
+    assert words == "output_dir=a b' --cpu=true --image_size 32 48"
     assert ROOT.name not in words

@@ -23,7 +23,11 @@ TINY = [
     "--config_overrides=hidden_size=16,head_dim=8,intermediate_size=32,num_steps=2",
 ]  # fmt: skip
 OPTIONS = ["--config=demo", "--cpu", *TINY]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
 
 
 def build(output_dir, *words, kind=MaskedImageModelingTraining):

@@ -1,4 +1,4 @@
-"""Train or fine-tune a model of a task: masked-image-modeling or image-classification.
+"""Train or fine-tune a model of a task: masked-image-modeling, image-, graph- or node-classification.
 
 `accelerate launch -m energy_transformer train TASK` runs it on several devices.
 """
@@ -54,12 +54,54 @@ def image_classification(argv: list[str]) -> None:
             print(f"  linear classifier of pixels  {results['eval_pixel_probe_accuracy']:.4f}")
 
 
+def graph_classification(argv: list[str]) -> None:
+    """Train a classifier of graphs."""
+    from ..training.graph_arguments import GraphClassificationArguments
+    from ..training.parsing import parse_arguments
+
+    args = parse_arguments(argv, None, GraphClassificationArguments, graph_classification.__doc__)
+    from ..training.graph_training import GraphClassificationTraining
+
+    training = GraphClassificationTraining(args)
+    results = training.run()
+    if training.accelerator.is_main_process:
+        _tell_places(args.output_dir)
+        print(f"held-out accuracy over {results['eval_samples']} graphs:")
+        print(f"  model                       {results['eval_accuracy']:.4f}")
+        print(f"  majority label              {results['eval_majority_accuracy']:.4f}")
+        print(f"  linear classifier of sums   {results['eval_linear_accuracy']:.4f}")
+
+
+def node_classification(argv: list[str]) -> None:
+    """Train a classifier of the nodes of graphs; with two labels, an anomaly detector."""
+    from ..training.graph_arguments import NodeClassificationArguments
+    from ..training.parsing import parse_arguments
+
+    args = parse_arguments(argv, None, NodeClassificationArguments, node_classification.__doc__)
+    from ..training.graph_training import NodeClassificationTraining
+
+    training = NodeClassificationTraining(args)
+    results = training.run()
+    if training.accelerator.is_main_process:
+        _tell_places(args.output_dir)
+        print(f"held-out mean F1 of the labels over {results['eval_samples']} nodes:")
+        print(f"  model           {results['eval_macro_f1']:.4f}")
+        print(f"  majority label  {results['eval_majority_macro_f1']:.4f}")
+        if "eval_roc_auc" in results:
+            print(f"area under the ROC curve {results['eval_roc_auc']:.4f}")
+
+
 def _tell_places(output_dir: str) -> None:
     print(f"model:    {output_dir}")
     print(f"pictures: {Path(output_dir) / 'samples'}")
 
 
-TASKS = {"masked-image-modeling": masked_image_modeling, "image-classification": image_classification}
+TASKS = {
+    "masked-image-modeling": masked_image_modeling,
+    "image-classification": image_classification,
+    "graph-classification": graph_classification,
+    "node-classification": node_classification,
+}
 
 
 def main(argv: list[str]) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from transformers import AutoConfig, PreTrainedConfig
 
-from ..configuration_energy_transformer import EnergyTransformerConfig
 from ..utils.errors import UserError
 from ..utils.files import LOCAL_PATH, atomic_path
 from .loading import split_revision
@@ -28,6 +28,7 @@ _KINDS = {
     "scatter_or_block": "scattered over the image or in blocks",
 }
 _CAPTIONS = {
+    "graph_descent": "Held-out graphs: energy of the nodes along the descent, and attention along the edges",
     "reconstructions": "Held-out images, masked, reconstructed, and the baselines",
     "confusion_matrix": "Confusion matrix of the held-out images",
     "energy": "Energy of held-out images and its parts along the descent, relative to the start",
@@ -100,11 +101,11 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
     folder = Path(folder)
     try:
         run = json.loads((folder / "all_results.json").read_text())
-        config = EnergyTransformerConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
         task = TASKS[(config.architectures or [""])[0]]
         arguments, results = run["arguments"], _results(task, run, config)
-        data, hardware = _data(arguments), _hardware(run)
-        limits = [*_limits(data, run, config), *task.limits]
+        data, hardware = _data(arguments, task), _hardware(run, task)
+        limits = [*_limits(data, run, config, task), *task.limits]
         parameters = f"{run['num_parameters']:,}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not the folder of a finished run: {_reason(error)}") from error
@@ -124,7 +125,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, license: str = LI
         title=name,
         parameters=parameters,
         purpose=task.purpose,
-        steps=config.num_steps * config.num_hidden_layers,
+        steps=_steps(config),
         pictures=_pictures(folder / "samples"),
         usage_without_package=_usage(task, config, repo_id or _ANY_REPO),
         usage_with_package=_usage_with_package(task, repo_id or _ANY_REPO),
@@ -146,15 +147,29 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _data(arguments: dict) -> dict:
+def _data(arguments: dict, task: Task) -> dict:
     """Name, and where it is one of the Hub's, identifier and address of the dataset. Local paths stay unnamed."""
     name = arguments["dataset_name"]
+    if task.unit != "images":
+        return _graph_data(arguments)
     if arguments.get("train_dir") or name == LOCAL_PATH or Path(name).exists():
         return {"name": "a local folder of images", "type": "imagefolder", "hub_id": None, "url": None}
     if name == "demo":
         photographs = "crops of the photographs that come with scikit-image"
         return {"name": photographs, "type": "scikit-image-photographs", "hub_id": None, "url": None}
     return {"name": name, "type": name, "hub_id": name, "url": f"{constants.ENDPOINT}/datasets/{name}"}
+
+
+def _graph_data(arguments: dict) -> dict:
+    name, local = arguments["dataset_name"], arguments.get("train_dir")
+    names = {"mutag": "MUTAG, 188 molecules", "mutag_anomalies": "MUTAG with anomalies put in on purpose"}
+    shown = "a local folder of graphs" if local else names.get(name, name)
+    return {"name": shown, "type": "graphs" if local else name, "hub_id": None, "url": None}
+
+
+def _steps(config: PreTrainedConfig) -> int:
+    steps = config.num_steps
+    return steps * config.num_hidden_layers if isinstance(steps, int) else sum(steps)
 
 
 def _on_the_hub(name: str | None) -> str | None:
@@ -175,7 +190,7 @@ def _eval_result(task: Task, run: dict, data: dict) -> EvalResult:
     )
 
 
-def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
+def _results(task: Task, run: dict, config: PreTrainedConfig) -> dict:
     rows = [{"name": "**this model**", "value": f"**{_number(run[task.result])}**"}]
     rows += [{"name": name, "value": _number(run[key])} for key, name in task.baselines.items() if key in run]
     note = ""
@@ -193,7 +208,10 @@ def _results(task: Task, run: dict, config: EnergyTransformerConfig) -> dict:
                 " The model predicts each patch without its mean and contrast (`norm_pix_loss`): for these figures and "
                 "the pictures, those of the hidden patches were estimated from the visible ones."
             )
-    return {"heading": task.metric_name, "images": run["eval_samples"], "rows": rows, "note": note}
+    if task.unit == "graphs":
+        note = "One held-out part of a small data set says little: see the cross-validation in benchmarks/GRAPHS.md."
+    heading, count = task.metric_name, run["eval_samples"]
+    return {"heading": heading, "count": count, "unit": task.unit, "rows": rows, "note": note}
 
 
 def _overridden(entry: dict) -> str:
@@ -210,7 +228,9 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
     return [{"path": f"{folder.name}/{name}.png", "caption": _CAPTIONS[name]} for name in found]
 
 
-def _usage(task: Task, config: EnergyTransformerConfig, name: str) -> str:
+def _usage(task: Task, config: PreTrainedConfig, name: str) -> str:
+    if task.unit != "images":
+        return _graph_usage(config, loading_lines(task, name))
     height, width = config.image_height_width
     shape = f"1, {config.num_channels}, {height}, {width}"
     lines = [
@@ -230,7 +250,36 @@ def _usage(task: Task, config: EnergyTransformerConfig, name: str) -> str:
     return "\n".join(lines)
 
 
+def _graph_usage(config: PreTrainedConfig, loading: str) -> str:
+    """A path of three nodes, as the model takes it."""
+    edges, positions = config.num_edge_features, config.num_position_features
+    given = f", edge_attr=torch.randn(4, {edges})" * bool(edges) + f", positions=torch.randn(3, {positions})" * bool(
+        positions
+    )
+    return (
+        f"import torch\n{loading}\n"
+        f"x = torch.randn(3, {config.num_node_features})  # features of three nodes, in the order of the data set\n"
+        "edge_index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])  # a path, each edge in both directions\n"
+        f"outputs = model(x, edge_index{given}, output_energies=True)\n"
+        "outputs.logits, outputs.energies"
+    )
+
+
+def _graph_usage_with_package(task: Task, name: str) -> str:
+    return (
+        "import energy_transformer\n"
+        "from energy_transformer.graphs.datasets import load_graphs, with_positions\n"
+        "from energy_transformer.training.graph_evaluation import inputs_of\n"
+        f"from transformers import {task.auto_class}\n\n"
+        f'model = {task.auto_class}.from_pretrained("{name}").eval()\n'
+        'graph = with_positions(load_graphs("mutag")[0], model.config.num_position_features)\n'
+        "model(**inputs_of(graph)).logits"
+    )
+
+
 def _usage_with_package(task: Task, name: str) -> str:
+    if task.unit != "images":
+        return _graph_usage_with_package(task, name)
     if task.metric == "mse":
         return (
             "from energy_transformer.inspection import load_for_reconstruction, prepare_image, reconstruct\n\n"
@@ -249,24 +298,27 @@ def _usage_with_package(task: Task, name: str) -> str:
     )
 
 
-def _hardware(run: dict) -> str:
-    processes = run["num_processes"]
+def _hardware(run: dict, task: Task) -> str:
+    processes, samples = run["num_processes"], "images" if task.unit == "images" else "graphs"
     device = run.get("device_name") or run["device"]
     resumed = f" after it was resumed at step {run['train_first_step']}" if run.get("train_first_step") else ""
     return (
         f"{processes} process{'es' if processes > 1 else ''} on {device}, {run['train_seconds']:.0f} s of training"
-        f"{resumed} ({run['train_samples_per_second']:.0f} images a second), torch {run['torch']}, "
+        f"{resumed} ({run['train_samples_per_second']:.0f} {samples} a second), torch {run['torch']}, "
         f"transformers {run['transformers']}"
     )
 
 
-def _limits(data: dict, run: dict, config: EnergyTransformerConfig) -> list[str]:
-    height, width = config.image_height_width
+def _limits(data: dict, run: dict, config: PreTrainedConfig, task: Task) -> list[str]:
     count = f"{run['train_samples']:,} " if run.get("train_samples") else ""
     source = "others" if run["arguments"].get("validation_dir") else "from the same source"
+    size, other = "", "other graphs"
+    if task.unit == "images":
+        size, other = "of {}×{} pixels ".format(*config.image_height_width), "other images or at other sizes"
     limits = [
-        f"It was trained on {count}images of {height}×{width} pixels and measured on {run['eval_samples']:,} "
-        f"{source}: nothing is known of its error on other images or at other sizes.",
+        f"It was trained on {count}{'images' if size else 'graphs'} {size}and measured on {run['eval_samples']:,} "
+        f"{task.unit if task.unit == 'nodes' else ''}{' ' * (task.unit == 'nodes')}{source}: nothing is known of its "
+        f"error on {other}.",
         "It was not examined for bias, nor for any use in which an error does harm.",
     ]
     if run["arguments"].get("freeze_backbone"):

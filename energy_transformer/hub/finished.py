@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .. import modeling_energy_transformer
+from .. import modeling_energy_transformer, modeling_energy_transformer_graph
 from ..utils.errors import UserError
 from .loading import load_pretrained
 from .tasks import TASKS
@@ -39,7 +39,8 @@ def _load(folder: Path, config: dict) -> torch.nn.Module:
         return _load_block(folder)
     if architecture not in TASKS:
         raise UserError(f"output_dir {folder} holds a {architecture}: only {', '.join(TASKS)} can be pushed")
-    model_class = getattr(modeling_energy_transformer, architecture)
+    of_graphs = getattr(modeling_energy_transformer_graph, architecture, None)
+    model_class = of_graphs or getattr(modeling_energy_transformer, architecture)
     model, info = load_pretrained(model_class, str(folder), output_loading_info=True)
     wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if wrong:

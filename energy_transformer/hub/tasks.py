@@ -21,6 +21,7 @@ class Task:
         result: its key in `all_results.json`.
         baselines: keys of other predictions of the same images, with what they are.
         limits: what a user of any such model should know.
+        unit: what it is applied to, in words.
     """
 
     auto_class: str
@@ -33,6 +34,7 @@ class Task:
     result: str
     baselines: dict[str, str]
     limits: tuple[str, ...]
+    unit: str = "images"
 
 
 TASKS = {
@@ -65,5 +67,34 @@ TASKS = {
         result="eval_accuracy",
         baselines={"eval_majority_accuracy": "always the most frequent class"},
         limits=("Every image gets one of its classes, one that shows none of them too.",),
+    ),
+    "EnergyTransformerForGraphClassification": Task(
+        auto_class="AutoModelForSequenceClassification",
+        pipeline_tag="graph-ml",
+        purpose="to classify graphs",
+        task_type="graph-ml",
+        task_name="Graph classification",
+        metric="accuracy",
+        metric_name="Accuracy",
+        result="eval_accuracy",
+        baselines={
+            "eval_linear_accuracy": "logistic regression of the summed features of nodes and edges",
+            "eval_majority_accuracy": "always the most frequent class",
+        },
+        limits=("Every graph gets one of its classes, one that is unlike all of its data too.",),
+        unit="graphs",
+    ),
+    "EnergyTransformerForNodeClassification": Task(
+        auto_class="AutoModelForTokenClassification",
+        pipeline_tag="graph-ml",
+        purpose="to classify the nodes of graphs",
+        task_type="graph-ml",
+        task_name="Node classification",
+        metric="f1",
+        metric_name="Mean F1 of the classes",
+        result="eval_macro_f1",
+        baselines={"eval_majority_macro_f1": "always the most frequent class"},
+        limits=("Every node gets one of its classes, one that is unlike all of its data too.",),
+        unit="nodes",
     ),
 }

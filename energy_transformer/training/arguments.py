@@ -1,11 +1,10 @@
-"""The options that all training scripts share, declared once; those of a task are a dataclass of its own."""
+"""The options that all training scripts share, declared once; those of images and of a task have their own files."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from ..data.pixels import MAX_IMAGE_PIXELS
 from ..utils.errors import UserError
 from ..utils.option_parser import JoinedByCommas, whole_number
 from .option_rules import COMMON_RULES, check
@@ -21,7 +20,6 @@ _data = partial(option, group="data")
 _model = partial(option, group="model")
 _steps = partial(option, group="batches and steps")
 _optimizer = partial(option, group="optimizer and schedule")
-_augmentation = partial(option, group="augmentation")
 _device = partial(option, group="device and speed")
 _saving = partial(option, group="evaluation, saving and resuming")
 _report = partial(option, group="reports and pictures")
@@ -70,23 +68,10 @@ class CommonArguments:
     dataset_name: str = _data(
         "demo", "'demo' (embedded photographs), 'mnist5k' (5,000 digits), a dataset of the Hub, or a local folder."
     )
-    dataset_config_name: str | None = _data(None, "The configuration of the dataset, where it has several.")
-    image_column_name: str | None = _data(None, "The column with the images. It is found by its type when not given.")
     train_dir: str | None = _data(None, "A local folder of images or parquet files to train on.")
-    validation_dir: str | None = _data(None, "A local folder of images or parquet files to evaluate on.")
-    train_val_split: float = _data(0.15, "The share of the training images to hold out where no other split exists.")
-    max_train_samples: int | None = _data(None, "Train on at most this many images.")
-    max_eval_samples: int | None = _data(None, "Evaluate on at most this many images.")
-    dataloader_num_workers: int = _data(0, "The processes that decode images, where they are not decoded once.")
-    max_cached_bytes: int = _data(
-        2**32, "Images are decoded once where they fit into so much of the datasets cache, beside those of other runs."
-    )
-    max_image_pixels: int = _data(MAX_IMAGE_PIXELS, "An image of more pixels counts as broken, and is not decoded.")
-    on_broken_image: Literal["skip", "error"] = _data("skip", "Skip broken images and count them, or stop.")
-    streaming: bool = _data(
-        False, "Read the training images in order, for what does not fit on the disk. It needs max_train_steps."
-    )
-    shuffle_buffer_size: int = _data(1000, "The images that each worker shuffles at a time when streaming.")
+    train_val_split: float = _data(0.15, "The share of the training data to hold out where no other split exists.")
+    max_train_samples: int | None = _data(None, "Train on at most this many images or graphs.")
+    max_eval_samples: int | None = _data(None, "Evaluate on at most this many images or graphs.")
 
     model_name_or_path: str | None = _model(None, "The checkpoint to start from. The model is new when not given.")
     config_name: str | None = _model(
@@ -98,23 +83,17 @@ class CommonArguments:
         "Fields of the model's configuration to change, such as 'hidden_size=64,num_steps=4'.",
         action=JoinedByCommas,
     )
-    image_size: list[int] | None = option(
-        None, "The size of the images in pixels: one number, or height and width.", "model"
-    )
-    patch_size: list[int] | None = option(
-        None, "The size of the patches in pixels: one number, or height and width.", "model"
-    )
 
-    per_device_train_batch_size: int = _steps(32, "The images that each process takes at once in training.")
-    per_device_eval_batch_size: int = _steps(128, "The images that each process takes at once in evaluation.")
+    per_device_train_batch_size: int = _steps(32, "The images or graphs that each process takes at once in training.")
+    per_device_eval_batch_size: int = _steps(128, "The images or graphs that each process takes at once in evaluation.")
     gradient_accumulation_steps: int = _steps(1, "The batches that each process takes for one optimizer step.")
     global_batch_size: int | None = _steps(
         None,
-        "The images of a step of all processes, however many there are, so that another number of them can resume. "
-        "Batches are then as large as per_device_train_batch_size allows.",
+        "The images or graphs of a step of all processes, however many there are, so that another number of them can "
+        "resume. Batches are then as large as per_device_train_batch_size allows.",
     )
     num_train_epochs: float = _steps(
-        10.0, "Pass this often over the training images. On the command line it beats the max_train_steps of a recipe."
+        10.0, "Pass this often over the training data. On the command line it beats the max_train_steps of a recipe."
     )
     max_train_steps: int | None = _steps(None, "Take this many optimizer steps, whatever num_train_epochs says.")
 
@@ -133,12 +112,6 @@ class CommonArguments:
     max_grad_norm: float = _optimizer(1.0, "Scale a gradient down to this norm where it is longer. inf never does.")
     layer_decay: float = _optimizer(1.0, "Scale the learning rate by this for each layer below the head.")
     ema_decay: float | None = _optimizer(None, "Evaluate and save a moving average of the weights with this decay.")
-
-    horizontal_flip: bool = _augmentation(True, "Flip half of the training images from left to right.")
-    random_resized_crop: list[float] | None = option(
-        None, "Train on crops whose share of the image lies between these two numbers.", "augmentation"
-    )
-    color_jitter: float = _augmentation(0.0, "Change brightness, contrast and saturation by up to this share.")
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = _device(
         None, "The precision of the products. It is that of the launch file when not given."
@@ -175,7 +148,7 @@ class CommonArguments:
         None, "Send the reports to this tracker too."
     )
     with_tracking: bool = _report(False, "The same as report_to tensorboard, where that is not given.")
-    num_visual_samples: int = _report(8, "The number of held-out images in the pictures.")
+    num_visual_samples: int = _report(8, "The number of held-out images or graphs in the pictures.")
 
     push_to_hub: bool = _hub(False, "Push the run to the Hub, in the background.")
     hub_model_id: str | None = _hub(

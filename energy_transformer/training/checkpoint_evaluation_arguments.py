@@ -9,7 +9,8 @@ from typing import Any, Literal
 from ..masking import MASK_TYPES
 from ..utils.errors import UserError
 from ..utils.option_parser import OptionParser
-from .arguments import SYNONYMS, CommonArguments, option
+from .arguments import SYNONYMS, option
+from .image_arguments import ImageArguments
 
 _measure = partial(option, group="what is measured")
 
@@ -31,7 +32,7 @@ _SharedArguments: Any = make_dataclass(
     "_SharedArguments",
     [
         (each.name, each.type, field(default=each.default, metadata=dict(each.metadata)))
-        for each in fields(CommonArguments)
+        for each in fields(ImageArguments)
         if each.name in _SHARED
     ],
 )

@@ -9,7 +9,6 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..data import broken_images_report
 from ..hub.cards import write_card
 from ..utils.errors import UserError, first_line
 from ..utils.files import write_json
@@ -74,7 +73,7 @@ class Training(TrainingLoop):
 
     def _finish(self, first_step: int) -> dict[str, float | None]:
         self.accelerator.wait_for_everyone()
-        broken_images = self._report_broken_images()  # before an earlier state tells of fewer
+        of_training_data = self.training_data_figures()  # before an earlier state tells of other data
         if self.args.load_best_model_at_end:
             self._load_best()
         seconds = self.timer.seconds
@@ -84,12 +83,12 @@ class Training(TrainingLoop):
                 **figures,
                 "train_loss": self.last_loss,
                 "train_steps": self.step,
-                "train_first_step": first_step,  # seconds and images a second are those since then
+                "train_first_step": first_step,  # seconds and samples a second are those since then
                 "train_seconds": seconds,
-                "train_samples_per_second": self.images_per_step * (self.step - first_step) / max(seconds, 1e-9),
+                "train_samples_per_second": self.samples_per_step * (self.step - first_step) / max(seconds, 1e-9),
                 "train_data_wait_share": self.timer.data_share,
-                "train_broken_images": broken_images,
-                "eval_broken_images": self.eval_images.broken_images()[0],
+                **of_training_data,
+                **self.held_out_data_figures(),
             }
             model = self._whole_model()
             if self.accelerator.is_main_process:
@@ -118,14 +117,6 @@ class Training(TrainingLoop):
         else:
             logger.info(f"the best state is {best.folder.name}")
             self.checkpoints.load(best)
-
-    def _report_broken_images(self) -> int:
-        """Of training, on all processes; tells those that were found as images were read."""
-        self.train_loader.gather_broken_images()
-        count, reasons = self.train_loader.images.broken_images()
-        if count > self.known_broken_images:
-            logger.warning(f"training {broken_images_report(count, reasons)}")
-        return count
 
     def _save(self, model: PreTrainedModel, results: dict[str, float | None]) -> None:
         try:

@@ -20,9 +20,9 @@ from ..inspection.pictures import even_sample
 from ..metrics.confusion import Confusion
 from ..modeling_energy_transformer import EnergyTransformerForImageClassification
 from ..utils.errors import UserError
-from .finish import Training
 from .image_classification_arguments import ImageClassificationArguments
 from .image_classification_evaluation import evaluate_classifier, pixel_probe_accuracy
+from .image_training import ImageTraining
 from .linear_probe import StandardizedLinear, feature_statistics, fold_weights, folded_model, standardize_head
 from .loaders import Batch
 from .mixing import UNIFORMS, Mixer
@@ -58,7 +58,7 @@ def load_with_new_head(
     return model, new
 
 
-class ImageClassificationTraining(Training):
+class ImageClassificationTraining(ImageTraining):
     """One run of `scripts/train_image_classification.py`."""
 
     args: ImageClassificationArguments
@@ -116,10 +116,10 @@ class ImageClassificationTraining(Training):
     def whole_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return fold_weights(weights)
 
-    def draw(self, num_images: int, generator: torch.Generator) -> Batch:
-        draws = super().draw(num_images, generator)
+    def draw(self, num_samples: int, generator: torch.Generator) -> Batch:
+        draws = super().draw(num_samples, generator)
         if self.mixer:
-            draws["mix"] = torch.rand(num_images, UNIFORMS, generator=generator, device=generator.device)
+            draws["mix"] = torch.rand(num_samples, UNIFORMS, generator=generator, device=generator.device)
         return draws
 
     def forward(self, batch: Batch, draws: Batch, **options) -> ModelOutput:

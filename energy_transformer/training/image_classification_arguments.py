@@ -5,14 +5,15 @@ from functools import partial
 from typing import ClassVar
 
 from ..utils.errors import UserError
-from .arguments import CommonArguments, option
+from .arguments import option
+from .image_arguments import ImageArguments
 from .option_rules import check
 
 _labels = partial(option, group="labels")
 
 
 @dataclass
-class ImageClassificationArguments(CommonArguments):
+class ImageClassificationArguments(ImageArguments):
     """Options of `scripts/train_image_classification.py`.
 
     Raises:

@@ -17,6 +17,7 @@ from ..utils.errors import UserError
 from ..utils.interruption import leave_signals_to_parent
 from .arguments import CommonArguments
 from .checkpoint_evaluation_arguments import EvaluationArguments
+from .image_arguments import ImageArguments
 
 logger = get_logger(__name__)
 Batch = dict[str, torch.Tensor]
@@ -26,33 +27,37 @@ class TrainLoader(Protocol):
     """What the loop asks of a source of training batches.
 
     Iterating yields this process's batches on its device, epoch after epoch without an end, from the position that
-    `state_dict` tells and `load_state_dict` sets: {"image": uint8 (B, C, H, W)} and "label" (B,) where there are
-    labels. All processes and accumulated batches of a step together form its effective batch.
+    `state_dict` tells and `load_state_dict` sets. All processes and accumulated batches of a step together form its
+    effective batch.
     """
-
-    @property
-    def images(self) -> ImageTensors | ImageStream: ...
 
     @property
     def steps_per_epoch(self) -> int | None:
         """None when it is not known, as in a stream."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on from the position of all processes that saved, however many there are now."""
 
+
+class ImageTrainLoader(TrainLoader, Protocol):
+    """One of images: {"image": uint8 (B, C, H, W)} and "label" (B,) where there are labels."""
+
+    @property
+    def images(self) -> ImageTensors | ImageStream: ...
+
     def gather_broken_images(self) -> None:
         """Let `images.broken_images()` tell what all processes have found; called by all of them."""
 
 
 class MapTrainLoader:
-    """Batches of a dataset with random access, in the order of a [`StepSampler`]. Its position is a step alone, so
-    that it can be taken up by another number of processes."""
+    """Batches of a dataset with random access, as its `collate` makes them, in the order of a [`StepSampler`]. Its
+    position is a step alone, so that it can be taken up by another number of processes."""
 
-    def __init__(self, images: ImageTensors, sampler: StepSampler, num_workers: int, device: torch.device):
+    def __init__(self, images: Any, sampler: StepSampler, num_workers: int, device: torch.device):
         self.images, self.sampler, self.device = images, sampler, device
         self.steps_per_epoch = sampler.steps_per_epoch
         self._loader = DataLoader(
@@ -65,7 +70,7 @@ class MapTrainLoader:
         )
         self._batches = 0  # yielded so far; a loader with workers reads ahead of it
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             self._batches += 1
             yield send_to_device(batch, self.device, non_blocking=True)
@@ -87,15 +92,25 @@ def share_broken_images(images: ImageTensors) -> None:
 
 
 def build_train_loader(
-    images: ImageTensors | ImageStream, args: CommonArguments, accelerator: Accelerator
-) -> TrainLoader:
+    images: ImageTensors | ImageStream, args: ImageArguments, accelerator: Accelerator
+) -> ImageTrainLoader:
     """Raises:
     UserError: when there are too few images for a step.
     """
     if isinstance(images, ImageStream):
         return StreamLoader(images, args.dataloader_num_workers, accelerator.device)
+    sampler = build_sampler(len(images), "images", args, accelerator)
+    return MapTrainLoader(images, sampler, _workers(images, args), accelerator.device)
+
+
+def build_sampler(count: int, unit: str, args: CommonArguments, accelerator: Accelerator) -> StepSampler:
+    """The order of `count` samples, of which `unit` is the name.
+
+    Raises:
+        UserError: when there are too few for a step.
+    """
     sampler = StepSampler(
-        len(images),
+        count,
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
         args.seed,
@@ -104,14 +119,14 @@ def build_train_loader(
     )
     if not sampler.steps_per_epoch:
         raise UserError(
-            f"per_device_train_batch_size is {sampler.batch_size}, which makes {sampler.images_per_step} images a step "
+            f"per_device_train_batch_size is {sampler.batch_size}, which makes {sampler.images_per_step} {unit} a step "
             f"with {sampler.num_processes} process(es) and gradient_accumulation_steps={sampler.batches_per_step}, but "
-            f"there are only {len(images)} training images"
+            f"there are only {count} training {unit}"
         )
-    return MapTrainLoader(images, sampler, _workers(images, args), accelerator.device)
+    return sampler
 
 
-def build_eval_loader(images: ImageTensors, args: CommonArguments) -> DataLoader:
+def build_eval_loader(images: ImageTensors, args: ImageArguments) -> DataLoader:
     """To be prepared by an `Accelerator`, which divides it."""
     return DataLoader(
         images,
@@ -122,11 +137,11 @@ def build_eval_loader(images: ImageTensors, args: CommonArguments) -> DataLoader
     )
 
 
-def _workers(images: ImageTensors, args: CommonArguments) -> int:
+def _workers(images: ImageTensors, args: ImageArguments) -> int:
     return 0 if images.is_decoded else args.dataloader_num_workers
 
 
-def load_splits(args: CommonArguments | EvaluationArguments, **options) -> tuple[datasets.DatasetDict, str]:
+def load_splits(args: ImageArguments | EvaluationArguments, **options) -> tuple[datasets.DatasetDict, str]:
     """Splits `train` and `validation`, and the column of images; `options` of [`load_image_datasets`] are those that
     training and evaluation do not share."""
     return load_image_datasets(
@@ -146,7 +161,7 @@ def image_tensors(
     image_column: str,
     labels: Labels | None,
     processor: PilBackend,
-    args: CommonArguments,
+    args: ImageArguments,
 ) -> tuple[ImageTensors | ImageStream, ImageTensors]:
     """The training and the held-out images; reports those found broken.
 

@@ -1,8 +1,8 @@
 """The training loop that all tasks share.
 
-The result does not depend on how a step's images are divided over processes and accumulated batches: their order is
-that of `data.StepSampler`, and the random numbers of a step are drawn for all its images at once, from a generator
-that the seed and the step determine; each batch takes its slice of both.
+The result does not depend on how a step's samples (images or graphs) are divided over processes and accumulated
+batches: their order is that of `data.StepSampler`, and the random numbers of a step are drawn for all its samples at
+once, from a generator that the seed and the step determine; each batch takes its slice of both.
 """
 
 import copy
@@ -18,7 +18,7 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..data import batch_slice, broken_images_report
+from ..data import batch_slice
 from ..utils.console import Progress, without_model_bars
 from ..utils.errors import UserError
 from ..utils.files import atomic_files
@@ -60,7 +60,7 @@ class TrainingLoop(TrainingSetup):
             progress.update()
             if with_energies:
                 self.timer.settle()
-                self._report(progress, loss, energies, self.timer.figures(reported, self.images_per_step))
+                self._report(progress, loss, energies, self.timer.figures(reported, self.samples_per_step, self.unit))
                 reported = copy.copy(self.timer)
             metric = None
             if self._is_due(args.eval_steps) and (not is_last or args.load_best_model_at_end):
@@ -93,7 +93,7 @@ class TrainingLoop(TrainingSetup):
         energies of a batch, before and after the descent, where they are asked for."""
         self.model.train()
         generator = step_generator(self.args.seed, self.step, self.accelerator.device)
-        draws = self.draw(self.images_per_step, generator)
+        draws = self.draw(self.samples_per_step, generator)
         total = torch.zeros((), device=self.accelerator.device)
         energies = None
         for number in range(self.args.gradient_accumulation_steps):
@@ -113,7 +113,7 @@ class TrainingLoop(TrainingSetup):
             self.accelerator.num_processes,
         )
         own = {name: values[part] for name, values in draws.items()}
-        batch["image"] = self.augment(batch["image"], own["augmentation"])
+        batch = self.augmented(batch, own)
         with self.accelerator.accumulate(self.model):
             outputs = self.forward(batch, own, **({"output_energies": True} if with_energies else {}))
             loss = outputs.loss
@@ -150,7 +150,7 @@ class TrainingLoop(TrainingSetup):
             **figures,
         }
         track(self.accelerator, told, self.step)
-        progress.report(f"loss {value:.4f}, {figures['images_per_second']:.0f} images/s")
+        progress.report(f"loss {value:.4f}, {figures[f'{self.unit}_per_second']:.0f} {self.unit}/s")
 
     def _check_finite(self, loss: torch.Tensor) -> float:
         """The loss over all processes. The gradient's norm is looked at too, as it has gone into the weights."""
@@ -170,6 +170,7 @@ class TrainingLoop(TrainingSetup):
     def _evaluate_midway(self, progress: Progress) -> float:
         with self._evaluated_weights():
             results = self._evaluate()
+        self.held_out_data_figures()
         self._check_metric(results)
         track(self.accelerator, results, self.step)
         progress.write(f"step {self.step}: {self.describe(results)}")
@@ -177,12 +178,7 @@ class TrainingLoop(TrainingSetup):
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
-        results = self.evaluate()
-        count, reasons = self.eval_images.broken_images()
-        if count > self.known_broken_held_out:
-            self.known_broken_held_out = count
-            logger.warning(f"evaluation {broken_images_report(count, reasons)}")
-        return results
+        return self.evaluate()
 
     def _check_metric(self, results: dict[str, float], done: str = "") -> None:
         """Raises a `UserError` when the task's figure is no number; of others it is only told."""
@@ -190,7 +186,9 @@ class TrainingLoop(TrainingSetup):
         if {self.metric, "eval_loss"} & {*no_numbers}:
             raise UserError(f"the held-out error is not finite at step {self.step}: {_ADVICE}{done}")
         if no_numbers:
-            logger.warning(f"step {self.step}: {', '.join(no_numbers)} cannot be told: the images are all too plain")
+            logger.warning(
+                f"step {self.step}: {', '.join(no_numbers)} cannot be told: the {self.unit} are all too plain"
+            )
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -242,7 +240,8 @@ class TrainingLoop(TrainingSetup):
         return weights
 
     def _save_model(self, model: PreTrainedModel) -> None:
-        """Model and processor, written beside the folder's files and moved into their places when complete."""
+        """The model, and its processor if any, written beside the folder's files and moved into place when complete."""
         with atomic_files(self.folder) as temporary, without_model_bars():
             model.save_pretrained(temporary)
-            self.processor.save_pretrained(temporary)
+            if self.processor is not None:
+                self.processor.save_pretrained(temporary)

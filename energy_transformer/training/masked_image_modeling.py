@@ -11,7 +11,7 @@ from ..hub import load_pretrained
 from ..masking import draw_masks, noise_units
 from ..modeling_energy_transformer import EnergyTransformerForMaskedImageModeling
 from ..utils.errors import UserError
-from .finish import Training
+from .image_training import ImageTraining
 from .loaders import Batch
 from .masked_image_modeling_arguments import MaskedImageModelingArguments
 from .masked_image_modeling_evaluation import evaluate, save_pictures
@@ -27,7 +27,7 @@ def build_config(args: MaskedImageModelingArguments) -> EnergyTransformerConfig:
     return configure(args, mask_ratio=args.mask_ratio, mask_replace_probability=args.mask_replace_probability)
 
 
-class MaskedImageModelingTraining(Training):
+class MaskedImageModelingTraining(ImageTraining):
     """One run of `scripts/train_masked_image_modeling.py`."""
 
     args: MaskedImageModelingArguments
@@ -49,9 +49,9 @@ class MaskedImageModelingTraining(Training):
             EnergyTransformerForMaskedImageModeling, self.args.model_name_or_path, config=self.config
         )
 
-    def draw(self, num_images: int, generator: torch.Generator) -> Batch:
-        draws, config = super().draw(num_images, generator), self.config
-        noise = torch.rand(num_images, self.units, generator=generator, device=generator.device)
+    def draw(self, num_samples: int, generator: torch.Generator) -> Batch:
+        draws, config = super().draw(num_samples, generator), self.config
+        noise = torch.rand(num_samples, self.units, generator=generator, device=generator.device)
         masked, corrupted = draw_masks(
             config.mask_type, noise, config.grid_size, config.mask_ratio, config.mask_replace_probability
         )

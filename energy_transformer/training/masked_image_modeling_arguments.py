@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from .arguments import CommonArguments, option
+from .arguments import option
+from .image_arguments import ImageArguments
 from .option_rules import IS_SHARE, check
 
 _mask = partial(option, group="masks")
 
 
 @dataclass
-class MaskedImageModelingArguments(CommonArguments):
+class MaskedImageModelingArguments(ImageArguments):
     """Options of `scripts/train_masked_image_modeling.py`.
 
     Raises:

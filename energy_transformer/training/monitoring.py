@@ -153,12 +153,12 @@ class StepTimer:
     def data_share(self) -> float:
         return self.data_seconds / max(self.seconds, 1e-9)
 
-    def figures(self, since: "StepTimer", images_per_step: int) -> dict[str, float]:
+    def figures(self, since: "StepTimer", samples_per_step: int, unit: str) -> dict[str, float]:
         """Means over the steps since a snapshot of this timer."""
         steps = max(self.steps - since.steps, 1)
         seconds, data = (self.seconds - since.seconds) / steps, (self.data_seconds - since.data_seconds) / steps
         return {
-            "images_per_second": images_per_step / max(seconds, 1e-9),
+            f"{unit}_per_second": samples_per_step / max(seconds, 1e-9),
             "step_seconds": seconds,
             "data_wait_seconds": data,
             "compute_seconds": seconds - data,

@@ -35,9 +35,7 @@ COMMON_RULES: list[Rule] = [
             "num_visual_samples",
             "logging_steps",
             "sample_steps",
-            "shuffle_buffer_size",
             "ddp_timeout",
-            "max_image_pixels",
         ),
         lambda value: value >= 1,
         "be at least 1",
@@ -51,8 +49,6 @@ COMMON_RULES: list[Rule] = [
     (("max_grad_norm",), lambda value: value > 0, "be greater than 0, where inf stands for no clipping"),
     (
         (
-            "dataloader_num_workers",
-            "max_cached_bytes",
             "min_learning_rate",
             "num_warmup_steps",
             "warmup_ratio",
@@ -67,6 +63,10 @@ COMMON_RULES: list[Rule] = [
         lambda value: value == "epoch" or (value.isdigit() and int(value) > 0),
         "be 'epoch' or a number above 0",
     ),
+]
+IMAGE_RULES: list[Rule] = [
+    (("shuffle_buffer_size", "max_image_pixels"), lambda value: value >= 1, "be at least 1"),
+    (("dataloader_num_workers", "max_cached_bytes"), lambda value: value >= 0, "not be negative"),
     (
         ("image_size", "patch_size"),
         lambda value: 1 <= len(value) <= 2 and min(value) >= 1,

@@ -64,9 +64,9 @@ def _base_options(
         if config:
             path = find_recipe(config, arguments_class.task)
         else:
-            dataset_name = given.get("dataset_name", CommonArguments.dataset_name)
+            dataset_name = given.get("dataset_name", arguments_class.dataset_name)
             path = default_config or recipe_of_dataset(dataset_name, given.get("train_dir"), arguments_class.task)
-        return parser.given(options_of_file(path, known), source=path), path
+        return parser.given(options_of_file(path, known, arguments_class.task), source=path), path
 
     if resumed and not config and not default_config:
         from .resumption import saved_options  # which imports torch

@@ -9,8 +9,6 @@ import yaml
 from ..utils.errors import UserError, first_line
 from ..utils.suggestions import did_you_mean
 
-_CLASSIFICATION = "_classification"
-
 
 def configuration_folder() -> Path:
     """The folder with recipes in `training`, models in `models`, launch files in `accelerate` and a job in `slurm`:
@@ -33,10 +31,9 @@ def find_launch_file(name: str) -> Path:
 
 
 def recipes(task: str) -> dict[str, Path]:
-    """The recipes of `masked_image_modeling` or `image_classification` by name; the latter end in their task."""
-    of_classification = task == "image_classification"
+    """The recipes of a task, which they name, by their own names."""
     found = sorted((configuration_folder() / "training").glob("*.yaml"))
-    return {path.stem: path for path in found if path.stem.endswith(_CLASSIFICATION) == of_classification}
+    return {path.stem: path for path in found if yaml.safe_load(path.read_text()).get("task") == task}
 
 
 def find_model_configuration(name: str) -> Path:
@@ -86,13 +83,16 @@ def recipe_of_dataset(dataset_name: str, train_dir: str | None, task: str) -> Pa
     raise UserError(f"{what} has no recipe of its own: choose one with --config, of {', '.join(known)}{near}")
 
 
-def options_of_file(path: Path, known: Collection[str]) -> list[str]:
+def options_of_file(path: Path, known: Collection[str], task: str) -> list[str]:
     """The options of a YAML file as they would stand on the command line, which also converts their types.
 
     Raises:
-        UserError: when the file cannot be read, or names an option that there is not.
+        UserError: when the file cannot be read, is of another task, or names an option that there is not.
     """
     options = _read(path)
+    own = options.pop("task", task)
+    if own != task:
+        raise UserError(f"--config {path} is a recipe of {own}, not of {task}")
     unknown = sorted(str(name) for name in options if name not in known)
     if unknown:
         near = did_you_mean(unknown[0], known)

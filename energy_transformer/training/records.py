@@ -24,7 +24,7 @@ def public_options(args: CommonArguments) -> dict[str, Any]:
     """All options and their values; a path of this machine, which nobody else can use, is told as being one."""
     options = asdict(args)
     for name in (*PATHS, *PATHS_OR_NAMES):
-        value = options[name]
+        value = options.get(name)
         if value is not None and (name in PATHS or is_local_path(value)):
             options[name] = LOCAL_PATH
     # what JSON has no number for

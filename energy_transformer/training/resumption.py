@@ -14,7 +14,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ..configuration_energy_transformer import EnergyTransformerConfig
+from transformers import PreTrainedConfig
+
 from ..utils.errors import UserError
 from ..utils.files import LOCAL_PATH, write_json
 from .arguments import CommonArguments
@@ -52,7 +53,7 @@ _NOT_OF_THE_MODEL = (
 Record = dict[str, Any]  # of a state: its `task`, `options`, fields of the `model`, and what was `overridden` before
 
 
-def record_of(args: CommonArguments, config: EnergyTransformerConfig, saved: Record | None, step: int) -> Record:
+def record_of(args: CommonArguments, config: PreTrainedConfig, saved: Record | None, step: int) -> Record:
     """What the states of this run record of its options, and of those that were others until `step` in `saved`."""
     before = saved["overridden"] if saved else []
     changed = differences(args, config, saved) if saved else {}
@@ -74,7 +75,7 @@ def options_of(state: SavedState) -> Record:
         raise UserError(f"resume_from_checkpoint: {error}") from error
 
 
-def differences(args: CommonArguments, config: EnergyTransformerConfig, saved: Record) -> dict[str, tuple[Any, Any]]:
+def differences(args: CommonArguments, config: PreTrainedConfig, saved: Record) -> dict[str, tuple[Any, Any]]:
     """The options and the fields of the model that are not what they were, with both values."""
     options, now = saved["options"], _plain(public_options(args))
     names = [name for name in (*_FIXED, *_CHANGEABLE) if name in options and name in now]
@@ -88,7 +89,7 @@ def differences(args: CommonArguments, config: EnergyTransformerConfig, saved: R
     return {**found, **fields_of_model}
 
 
-def check_options(args: CommonArguments, config: EnergyTransformerConfig, folder: Path, saved: Record) -> None:
+def check_options(args: CommonArguments, config: PreTrainedConfig, folder: Path, saved: Record) -> None:
     """See that the run goes on as it was begun in the state of `folder`.
 
     Raises:
@@ -187,7 +188,7 @@ def keep_paths(args: CommonArguments) -> None:
         UserError: when the folder cannot be written.
     """
     public = public_options(args)
-    paths = {name: getattr(args, name) for name in (*PATHS, *PATHS_OR_NAMES) if public[name] == LOCAL_PATH}
+    paths = {name: getattr(args, name) for name in (*PATHS, *PATHS_OR_NAMES) if public.get(name) == LOCAL_PATH}
     for name in ("output_dir", "resume_from_checkpoint"):  # one is where the file stands, the other is not saved
         paths.pop(name, None)
     try:

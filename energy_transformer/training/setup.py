@@ -3,30 +3,26 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import PreTrainedModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..configuration_energy_transformer import EnergyTransformerConfig
-from ..data import Augmentation
-from ..data.image_processing import build_image_processor
-from ..data.labels import Labels
 from ..data.sampling import divide_step
 from ..utils.errors import UserError
-from .agreement import fingerprint, images_fingerprint, main_decides, require_agreement, require_shared_folder
+from .agreement import fingerprint, main_decides, require_agreement, require_shared_folder
 from .arguments import CommonArguments
 from .checkpoints import Checkpoints
 from .launch import check_launch, shard_on_cpu
-from .loaders import Batch, build_eval_loader, build_train_loader, image_tensors, load_splits
+from .loaders import Batch, TrainLoader
 from .monitoring import LOG, StepTimer, start_trackers, trackers
 from .optimization import build_optimizer, build_schedule
 from .output_folder import RunLock, check_output_dir, continues_in, prepare_output_dir
@@ -39,15 +35,18 @@ from .state_files import StateFiles
 class TrainingSetup(ABC):
     """A run before its first step. [`finish.Training`] is the whole of it.
 
-    A task implements the hooks `build_config`, `build_model`, `forward`, `evaluate`, `describe` and `save_pictures`,
-    and may extend `load_datasets`, `draw` and `loss_weights`.
+    A task implements the hooks `build_config`, `load_data`, `build_loaders`, `fingerprint`, `build_model`, `draw`,
+    `forward`, `evaluate`, `describe` and `save_pictures`, and may extend the others. [`image_training.ImageTraining`]
+    brings what tasks on images share.
     """
 
+    unit: ClassVar[str] = "images"  # what a batch consists of, in words
     pictures: ClassVar[tuple[str, ...]]  # the files of `save_pictures`
     metric: ClassVar[str]  # the figure of `evaluate` that tells the best of the saved states
     minimize: ClassVar[bool] = True  # whether it is the least
-    label_column_name: str | None = None  # of which each label is held out in its share; set by `build_config`
-    batch_multiple: int = 1  # of which the images of a batch must be a multiple
+    batch_multiple: int = 1  # of which the samples of a batch must be a multiple
+    processor: Any = None  # what is saved beside the model and makes its inputs, with a `save_pretrained`
+    train_samples: int | None = None  # where their number is known; set by `load_data`
 
     def __init__(self, args: CommonArguments):
         self.lock = RunLock()
@@ -61,7 +60,6 @@ class TrainingSetup(ABC):
         take_token(args)
         self.args = args
         self.folder = Path(args.output_dir)
-        self.augment = Augmentation(args.random_resized_crop, args.horizontal_flip, args.color_jitter)
         self.config = self.build_config()
         self._start_processes()
         state = self._choose_state()
@@ -86,41 +84,46 @@ class TrainingSetup(ABC):
     # What a task adds
 
     @abstractmethod
-    def build_config(self) -> EnergyTransformerConfig:
+    def build_config(self) -> PreTrainedConfig:
         """The model's configuration, and every check of the options that needs no data."""
 
-    def load_datasets(self) -> tuple[datasets.DatasetDict, str, Labels | None]:
-        """Splits `train` and `validation`, the column of images, and the labels or None; may complete `config`."""
-        args = self.args
-        splits, image_column = load_splits(
-            args,
-            max_train_samples=args.max_train_samples,
-            max_eval_samples=args.max_eval_samples,
-            streaming=args.streaming,
-            label_column_name=self.label_column_name,
-        )
-        return splits, image_column, None
+    @abstractmethod
+    def load_data(self) -> tuple[Any, Any]:
+        """The training and the held-out samples; completes `config` by what only the data tell."""
+
+    @abstractmethod
+    def build_loaders(self, train: Any, held_out: Any) -> tuple[TrainLoader, DataLoader]:
+        """What yields this process's batches of training, and what an `Accelerator` divides in evaluation."""
+
+    @abstractmethod
+    def fingerprint(self, samples: Any) -> str:
+        """The number of samples of `load_data`, and a digest that tells them from others."""
+
+    def agreed(self) -> dict[str, Any]:
+        """What else of the data all processes must have found alike, by name."""
+        return {}
 
     @abstractmethod
     def build_model(self) -> PreTrainedModel:
         """A model of `config`, new or from `model_name_or_path`; parameters to be trained have `requires_grad`."""
 
-    def draw(self, num_images: int, generator: torch.Generator) -> Batch:
-        """The random numbers of a step, for all its images: tensors whose first dimension is `num_images`.
+    @abstractmethod
+    def draw(self, num_samples: int, generator: torch.Generator) -> Batch:
+        """The random numbers of a step, for all its samples: tensors whose first dimension is `num_samples`, drawn
+        from the generator (which lives on the device)."""
 
-        Extend it with a task's own, drawn from the same generator (which lives on the device).
-        """
-        size = (num_images, Augmentation.num_uniform)
-        return {"augmentation": torch.rand(size, generator=generator, device=generator.device)}
+    def augmented(self, batch: Any, draws: Batch) -> Any:
+        """A batch of training changed at random, by its slice of `draws`."""
+        return batch
 
     def loss_weights(self, draws: Batch) -> torch.Tensor | None:
-        """How much each image of a step counts in the mean that is the loss, (num_images,); None: all the same."""
+        """How much each sample of a step counts in the mean that is the loss, (num_samples,); None: all the same."""
         return None
 
     @abstractmethod
-    def forward(self, batch: Batch, draws: Batch, **options) -> ModelOutput:
-        """Apply `model` (through which `options` go) to a batch of augmented uint8 images and its slice of `draws`;
-        `loss` is the mean over the batch, weighted by `loss_weights`."""
+    def forward(self, batch: Any, draws: Batch, **options) -> ModelOutput:
+        """Apply `model` (through which `options` go) to an augmented batch and its slice of `draws`; `loss` is the
+        mean over the batch, weighted by `loss_weights`."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
@@ -134,10 +137,18 @@ class TrainingSetup(ABC):
     def save_pictures(self, model: Any, folder: Path) -> None:
         """Write `pictures` of the trained model, which `build_model` made; called by the main process."""
 
+    def training_data_figures(self) -> dict[str, float | None]:
+        """What the results tell of the training data after the last step; called by all processes."""
+        return {}
+
+    def held_out_data_figures(self) -> dict[str, float | None]:
+        """The same of the held-out data, after each evaluation."""
+        return {}
+
     # The set-up
 
     @property
-    def images_per_step(self) -> int:
+    def samples_per_step(self) -> int:
         args = self.args
         return args.per_device_train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
 
@@ -173,7 +184,7 @@ class TrainingSetup(ABC):
         return state
 
     def _divide_step(self) -> None:
-        """Let the images of a step be those of `global_batch_size`, whatever the number of processes."""
+        """Let the samples of a step be those of `global_batch_size`, whatever the number of processes."""
         args, accelerator = self.args, self.accelerator
         if args.global_batch_size:
             args.per_device_train_batch_size, args.gradient_accumulation_steps = divide_step(
@@ -185,29 +196,21 @@ class TrainingSetup(ABC):
             accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
 
     def _build_data(self) -> None:
-        self.processor = build_image_processor(self.config.image_height_width, self.config.num_channels)
         with self.accelerator.main_process_first():
-            splits, image_column, labels = self.load_datasets()
-            train_images, self.eval_images = image_tensors(splits, image_column, labels, self.processor, self.args)
-        if train_images.is_cropped:
-            self.augment = replace(self.augment, random_resized_crop=None)
-        self.train_samples = None if self.args.streaming else len(train_images)
-        self.known_broken_images = train_images.broken_images()[0]
-        self.known_broken_held_out = self.eval_images.broken_images()[0]
-        self.training_images, held_out = images_fingerprint(train_images), images_fingerprint(self.eval_images)
-        self.held_out = f"{held_out}, measured by a model of {fingerprint(self.config.to_dict())}"
+            train, held_out = self.load_data()
+        self.training_data, held_out_data = self.fingerprint(train), self.fingerprint(held_out)
+        self.held_out = f"{held_out_data}, measured by a model of {fingerprint(self.config.to_dict())}"
         require_agreement(
             self.accelerator,
             {
-                "training images": self.training_images,
-                "held-out images": held_out,
-                "columns": (image_column, labels and labels.column),
-                "labels": labels and fingerprint(labels.names),
+                f"training {self.unit}": self.training_data,
+                f"held-out {self.unit}": held_out_data,
+                **self.agreed(),
                 "configuration of the model": json.loads(self.config.to_json_string()),
             },
         )
-        self.train_loader = build_train_loader(train_images, self.args, self.accelerator)
-        self.eval_loader = self.accelerator.prepare(build_eval_loader(self.eval_images, self.args))
+        self.train_loader, eval_loader = self.build_loaders(train, held_out)
+        self.eval_loader = self.accelerator.prepare(eval_loader)
 
     def _build_model(self) -> None:
         args, model = self.args, self.build_model()
@@ -231,7 +234,7 @@ class TrainingSetup(ABC):
             self.accelerator,
             self.folder,
             StateFiles(self.accelerator, *trained, self.train_loader, self.record),
-            run={"images_per_step": self.images_per_step, "training images": self.training_images},
+            run={f"{self.unit}_per_step": self.samples_per_step, f"training {self.unit}": self.training_data},
             held_out=self.held_out,
             resumed=state,
             limit=self.args.checkpoints_total_limit,
@@ -259,10 +262,10 @@ class TrainingSetup(ABC):
         args, steps_per_epoch = self.args, self.train_loader.steps_per_epoch
         if steps_per_epoch is None:
             if args.max_train_steps is None:
-                raise UserError("max_train_steps is needed where the number of training images is not known")
+                raise UserError(f"max_train_steps is needed where the number of training {self.unit} is not known")
             for name in ("eval_steps", "checkpointing_steps"):
                 if getattr(args, name) == "epoch":
-                    raise UserError(f"{name} must be a number where the number of training images is not known")
+                    raise UserError(f"{name} must be a number where the number of training {self.unit} is not known")
             return args.max_train_steps
         return args.max_train_steps or math.ceil(args.num_train_epochs * steps_per_epoch)
 
