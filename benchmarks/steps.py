@@ -87,14 +87,16 @@ def plot(rows: list[dict], stopped: list[dict], trained_steps: int, path: Path) 
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
     steps = [row["steps"] for row in rows]
     axis.semilogy(steps, [row["ratio_to_mean_color"] for row in rows], marker="o", label="of the mean color's error")
-    axis.semilogy(steps, [row["ratio_to_neighbor_average"] for row in rows], marker="o", label="of the neighbors'")
+    axis.semilogy(
+        steps, [row["ratio_to_neighbor_average"] for row in rows], marker="o", label="of the neighbor average's error"
+    )
     if stopped:
         places = [row["steps"] for row in stopped]
         axis.plot(places, [row["ratio_to_mean_color"] for row in stopped], "x", label="the same, stopped early")
     axis.axvline(trained_steps, color="gray", linestyle=":", label="steps in training")
     axis.axhline(1, color="gray", linewidth=0.5)
     axis.set_xlabel("descent steps")
-    axis.set_ylabel("error over hidden pixels")
+    axis.set_ylabel("error over hidden pixels, as a multiple")
     axis.legend()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

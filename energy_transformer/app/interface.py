@@ -95,7 +95,7 @@ def build(explorer: Explorer) -> gr.Blocks:
                 name = gr.Dropdown(list(PHOTOGRAPHS), label="Photograph", value=None, elem_id="photograph")
                 file = gr.UploadButton("Upload a picture", file_types=["image"], type="filepath")
                 editor = gr.ImageEditor(
-                    label="Paint over what to hide", type="numpy", image_mode="RGBA", sources=[], transforms=[],
+                    label="Paint to hide", type="numpy", image_mode="RGBA", sources=[], transforms=[],
                     layers=False, height=520, elem_id="editor",
                     brush=gr.Brush(colors=["#808088"], default_size=48, color_mode="fixed"),
                 )  # fmt: skip
