@@ -6,7 +6,7 @@ ACCELERATE_CONFIG ?= configuration/accelerate/$(shell command -v nvidia-smi >/de
 OUTPUT ?= outputs/demo
 ARGS ?=
 
-.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength graphs \
+.PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength graphs graph-anomalies \
 	docs notebooks dist lint format clean
 .DEFAULT_GOAL := help
 
@@ -66,6 +66,9 @@ strength: $(INSTALLED) ## Compare the models with transformers of their size (ho
 
 graphs: $(INSTALLED) ## Cross-validate the classification of graphs (goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graphs.py $(ARGS)
+
+graph-anomalies: $(INSTALLED) ## Find injected anomalies in molecules (goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graph_anomalies.py $(ARGS)
 
 # Sphinx is of use to nobody else: its own stamp keeps it out of what the tests need.
 .venv/.docs: $(INSTALLED)
