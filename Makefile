@@ -11,7 +11,7 @@ OUT ?= outputs/gpu
 GPU_PYTHON ?= 3.12
 
 .PHONY: help train train-classification demo-weights test test-slow test-signals test-app conformance bench strength \
-	graphs gpu gpu-wheels \
+	graphs graph-anomalies gpu gpu-wheels \
 	docs notebooks dist lint format clean
 .DEFAULT_GOAL := help
 
@@ -71,6 +71,9 @@ strength: $(INSTALLED) ## Compare the models with transformers of their size (ho
 
 graphs: $(INSTALLED) ## Cross-validate the classification of graphs (goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graphs.py $(ARGS)
+
+graph-anomalies: $(INSTALLED) ## Find injected anomalies in molecules (goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/graph_anomalies.py $(ARGS)
 
 # No environment of its own: a machine with a GPU often has no network, and its torch is the one to be measured.
 gpu: ## Prove and measure all of it on a CUDA device, with what PYTHON has installed; PARTS=a,b for some parts

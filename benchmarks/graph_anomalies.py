@@ -51,7 +51,7 @@ def union(data: str, molecules: int, seed: int) -> Data:
     graphs = load_graphs(data)
     chosen = generator.permutation(len(graphs))[:molecules]
     whole = Batch.from_data_list([graphs[place] for place in chosen])
-    graph = Data(x=whole.x, edge_index=whole.edge_index, edge_attr=whole.edge_attr)
+    graph = Data(x=whole.x, edge_index=whole.edge_index)  # the features of a bond would tell it from an injected edge
     count = max(1, round(SHARE * graph.num_nodes / 2 / CLIQUE))
     return inject_anomalies(graph, count, CLIQUE, count * CLIQUE, generator)
 

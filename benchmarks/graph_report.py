@@ -11,7 +11,8 @@ Made by `make graphs`; do not edit. Accuracy on the test folds of stratified 10-
 folds, its standard deviation over the folds, and that of the means of the seeds, each of which has folds and initial
 weights of its own. GIN is a graph isomorphism network of PyTorch Geometric whose messages know the edges, trained by
 the same loop; *linear* a logistic regression of the numbers of nodes and edges and the sums of their features, and
-*training* the accuracy on the training folds. Seconds are those of one thread for the training of a fold.
+*training* the accuracy on the training folds. A row of fewer than 3 × 10 folds is not complete, and
+not to be compared with the others. Seconds are those of one thread for the training of a fold.
 """
 
 

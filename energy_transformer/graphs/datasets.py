@@ -138,7 +138,7 @@ def _with_anomalies(graphs: list[Data]) -> list[Data]:
         Batch.from_data_list([graphs[place] for place in order[first : first + _MOLECULES]])
         for first in range(0, len(graphs), _MOLECULES)
     ]
-    parts = [Data(x=union.x, edge_index=union.edge_index, edge_attr=union.edge_attr) for union in unions]
+    parts = [Data(x=union.x, edge_index=union.edge_index) for union in unions]  # an edge of a clique is no bond
     return [inject_anomalies(part, cliques=2, clique_size=5, attributes=10, generator=generator) for part in parts]
 
 
