@@ -67,7 +67,9 @@ def test_padding_has_no_energy_does_not_move_and_is_not_seen(pixel_values, paddi
         changed = pixel_values.clone()
         changed[0, :, 12:, :] = content  # patches 12 to 15, all padding
         again = model(changed, attention_mask=padding, output_energies=True)
-        torch.testing.assert_close(again.last_hidden_state[padding], outputs.last_hidden_state[padding], rtol=0, atol=0)
+        # to the last bit but for products that depend on where their operands lie in memory, as on some processors
+        expected = outputs.last_hidden_state[padding]
+        torch.testing.assert_close(again.last_hidden_state[padding], expected, rtol=0, atol=1e-14)
         torch.testing.assert_close(again.energies, outputs.energy_parts.tokens.sum(-1), rtol=1e-13, atol=0)
 
 

@@ -371,7 +371,7 @@ def test_a_converted_folder_loads_and_says_what_it_is(tmp_path):
     loaded = type(model).from_pretrained(tmp_path / "folder", dtype="auto")
     assert torch.equal(loaded(ref["X"], ref["edge_index"]).logits, model(ref["X"], ref["edge_index"]).logits)
     card = (tmp_path / "folder" / "README.md").read_text()
-    assert "from energy_transformer import EnergyTransformerForNodeClassification" in card
+    assert "AutoModelForTokenClassification.from_pretrained(" in card
     assert "`pos_embedding.weight`" in card and "images" not in card
 
 

@@ -108,3 +108,25 @@ def test_each_launch_on_one_machine_has_a_port_of_its_own(tmp_path):
         assert done.returncode == 0, done.stderr
         ports |= {*done.stdout.split()}
     assert len(ports) == 2 and "29500" not in ports
+
+
+def test_no_wrapped_model_outlives_its_group_of_processes(tmp_path):
+    """It would hold the group to its own end, at which torch 2.13 may wait forever for a thread of gloo."""
+    counted = tmp_path / "counted.py"
+    counted.write_text("""
+import gc
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+from energy_transformer.commands.train import main
+from energy_transformer.utils.command_line import run_script
+
+def end_training(accelerator, end=Accelerator.end_training):
+    print("wrapped:", sum(isinstance(found, DistributedDataParallel) for found in gc.get_objects()))
+    end(accelerator)
+
+Accelerator.end_training = end_training
+run_script(lambda words: main(["masked-image-modeling", *words]))
+""")
+    done = finish(launcher("multi_cpu", tmp_path / "run", "--max_train_steps=2", script=counted))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrapped: 0") == 2

@@ -12,7 +12,8 @@ from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configuration" / "training").glob("*.yaml"))
-RECIPES = [path for path in RECIPES if "classification" not in path.stem]  # their options are those of another task
+OTHER_TASKS = ("mutag", "mutag_anomalies")  # whose options are others, as are those of classifications
+RECIPES = [path for path in RECIPES if "classification" not in path.stem and path.stem not in OTHER_TASKS]
 DEMO = next(path for path in RECIPES if path.stem == "demo")
 
 

@@ -94,7 +94,7 @@ class Training(TrainingLoop):
             if self.accelerator.is_main_process:
                 self._save(model, results)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self._end_training()
         self._check_metric(figures, f" (the model and the other results are in {self.folder})")
         return results
 

@@ -79,8 +79,18 @@ class TrainingLoop(TrainingSetup):
 
     def _leave(self, number: signal.Signals, when: str) -> NoReturn:
         self._say_stopped(number, when)
-        self.accelerator.end_training()
+        self._end_training()
         raise SystemExit(128 + number)
+
+    def _end_training(self) -> None:
+        """Leave the group of processes, once nothing holds the wrapped model that averages gradients over them.
+
+        Such a model would keep the group to its own end, which then waits, with Python's lock, for a thread of gloo
+        that may need this lock: the process would never exit (seen with torch 2.13).
+        """
+        self.model = self.checkpoints.files.model = self.accelerator.unwrap_model(self.model)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def _say_stopped(self, number: signal.Signals, when: str) -> None:
         if self.accelerator.is_main_process:
