@@ -59,6 +59,8 @@ class EnergyTransformerGraphConfig(EnergyBlockConfig):
             heterogeneous anomaly detection. 0 for one descent over all edges.
         attention_clamp (`float`, *optional*):
             Hold the scores between −this and this, as `zhuergou/Energy-Transformer-for-Graph-Anomaly-Detection` does.
+            The derivative of a score that is held is 0, and the step ignores this: there it follows no gradient, and
+            the energy need not fall.
         edge_modulation (`"product"` or `"convolution"`, *optional*):
             Compute as `Lemon-cmd/energy-transformer-graph` does, with its term `"modulated_attention"`: edge features
             multiply the scores, alone or times a convolution of x_0 x_0ᵀ; what is exactly 0 is no edge. See

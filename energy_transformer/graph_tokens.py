@@ -129,9 +129,15 @@ def check_graphs(x: Tensor, edge_index: Tensor, edge_attr: Tensor | None, batch:
     if not ones and given != ((edges, features) if features else None):
         wanted = f"of shape {(edges, features)}" if features else "None, as the configuration has no edge features"
         raise ValueError(f"edge_attr must be {wanted}, got {given}")
+    if edge_attr is not None and not edge_attr.is_floating_point():
+        raise ValueError(f"edge_attr must be floating-point numbers, got {edge_attr.dtype}")
     if batch is not None and (batch.shape != x.shape[:1] or batch.dtype != torch.long):
         raise ValueError(f"batch must be int64 of shape ({len(x)},), got {batch.dtype} {tuple(batch.shape)}")
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not edges:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if batch is not None and len(batch) and int(batch.min()) < 0:
+        raise ValueError(f"batch must not be negative, got {int(batch.min())}")
+    if not edges:
         return
     least, most = int(edge_index.min()), int(edge_index.max())
     if least < 0 or most >= len(x):

@@ -175,9 +175,17 @@ class EnergyTransformerGraphModel(EnergyTransformerGraphPreTrainedModel):
     def _check_relations(self, edge_type: Tensor | None, edge_index: Tensor, records: bool) -> None:
         if (edge_type is None) != (not self.config.num_relations):
             raise ValueError("edge_type and num_relations of the configuration need each other")
-        if edge_type is not None and edge_type.shape != edge_index.shape[1:]:
-            raise ValueError(f"edge_type must have shape {tuple(edge_index.shape[1:])}, got {tuple(edge_type.shape)}")
-        if edge_type is not None and records:
+        if edge_type is None:
+            return
+        if edge_type.shape != edge_index.shape[1:] or edge_type.dtype != torch.long:
+            given = f"{edge_type.dtype} {tuple(edge_type.shape)}"
+            raise ValueError(f"edge_type must be int64 of shape {tuple(edge_index.shape[1:])}, got {given}")
+        if edge_type.device.type == "cpu" and not torch.compiler.is_compiling() and len(edge_type):
+            least, most, count = int(edge_type.min()), int(edge_type.max()), self.config.num_relations
+            if least < 0 or most >= count:
+                wrong = least if least < 0 else most
+                raise ValueError(f"edge_type must lie in [0, num_relations) = [0, {count}), got {wrong}")
+        if records:
             raise ValueError(
                 "output_hidden_states, output_energies and output_node_energies need num_relations=0: each relation "
                 "has a descent of its own"
@@ -306,6 +314,10 @@ class EnergyTransformerForGraphClassification(EnergyTransformerGraphPreTrainedMo
             kind = "regression" if numbers else "single_label_classification"
         if kind == "single_label_classification":
             return _cross_entropy(logits, labels, config)
+        allowed = [tuple(logits.shape), *([(len(logits),)] if config.num_labels == 1 else [])]
+        if tuple(labels.shape) not in allowed:
+            shapes = " or ".join(map(str, allowed))
+            raise ValueError(f"labels must be of shape {shapes}, got {tuple(labels.shape)}")
         targets = labels.to(logits.dtype).reshape(logits.shape)
         if kind == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, targets)
@@ -321,8 +333,9 @@ class EnergyTransformerForGraphClassification(EnergyTransformerGraphPreTrainedMo
                 output_energies, output_node_energies, num_steps, generator, return_dict: see
                 [`EnergyTransformerGraphModel`].
             labels (`torch.Tensor` of shape `(B,)` or `(B, C)`, *optional*):
-                Integers in [0, C) for a cross entropy, floating-point numbers for a regression, (B, C) zeros and ones
-                with `problem_type="multi_label_classification"`.
+                Integers in [0, C) for a cross entropy, or -100 for a graph that is not in the loss (without any other,
+                the loss is 0); floating-point numbers for a regression; (B, C) zeros and ones with
+                `problem_type="multi_label_classification"`.
 
         Example:
 
@@ -397,15 +410,29 @@ class EnergyTransformerForNodeClassification(EnergyTransformerGraphPreTrainedMod
         logits = self.classifier(nodes)
         loss = None
         if labels is not None:
-            labels = labels.to(logits.device)
-            given = _cross_entropy(at_least_float32(logits), labels, self.config)
-            loss = torch.where((labels != -100).any(), given, 0.0)
+            loss = _cross_entropy(at_least_float32(logits), labels.to(logits.device), self.config)
         return EnergyTransformerNodeClassifierOutput(loss=loss, logits=logits, **_records(outputs))
 
 
+def summed_cross_entropy(logits: Tensor, labels: Tensor, config: EnergyTransformerGraphConfig) -> tuple[Tensor, Tensor]:
+    """The cross entropy summed over all labels but −100, weighted by class, and the sum of these weights.
+
+    Raises:
+        ValueError: unless the labels are integers of shape (B,), for logits (B, C).
+    """
+    if labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        given = f"{labels.dtype} {tuple(labels.shape)}"
+        raise ValueError(f"labels must be integers of shape ({len(logits)},), got {given}")
+    labels = labels.long()
+    weight = logits.new_tensor(config.class_weight or [1.0] * config.num_labels)
+    total = F.cross_entropy(logits, labels, weight, label_smoothing=config.label_smoothing, reduction="sum")
+    return total, (weight[labels.clamp(min=0)] * (labels != -100)).sum()
+
+
 def _cross_entropy(logits: Tensor, labels: Tensor, config: EnergyTransformerGraphConfig) -> Tensor:
-    weight = None if config.class_weight is None else logits.new_tensor(config.class_weight)
-    return F.cross_entropy(logits, labels, weight, label_smoothing=config.label_smoothing)
+    """The weighted mean; 0, with derivatives of 0, where no label is known."""
+    total, weights = summed_cross_entropy(logits, labels, config)
+    return total / weights.masked_fill(weights == 0, 1.0)
 
 
 def _records(outputs: EnergyTransformerGraphModelOutput) -> dict:

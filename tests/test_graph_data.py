@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("torch_geometric")  # the extra `graphs`
 
+from torch_geometric.data import Data
 from torch_geometric.utils import get_laplacian, to_dense_adj
 
 import energy_transformer.graphs
@@ -64,6 +65,10 @@ def test_positions_are_eigenvectors_of_the_laplacian():
     eigenvalues = torch.linalg.eigvalsh(laplacian)[1:]
     torch.testing.assert_close(laplacian @ vectors, vectors * eigenvalues, atol=1e-5, rtol=0)
     assert torch.equal(with_positions(graph, 20).positions, graph.positions)
+    ring = torch.arange(101)
+    edges = torch.stack([torch.cat([ring, (ring + 1) % 101]), torch.cat([(ring + 1) % 101, ring])])
+    vectors = with_positions(Data(edge_index=edges, num_nodes=101), 100).positions
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(100), atol=1e-5, rtol=0)
 
 
 def test_anomalies_are_cliques_and_exchanged_features():
@@ -84,6 +89,21 @@ def test_anomalies_are_cliques_and_exchanged_features():
     }
     for edge, value in zip(found.edge_index.T.tolist(), found.edge_attr.tolist(), strict=True):
         assert value == kept.get(tuple(edge), [0.0] * 4)
+    negative = Data(  # the larger one of two features is not that of an edge, nor is one of two parallel edges
+        x=torch.randn(3, 2),
+        edge_index=torch.tensor([[0, 0, 1], [1, 1, 0]]),
+        edge_attr=torch.tensor([[-1.0], [-3], [-2]]),
+    )
+    found = inject_anomalies(negative, 1, 3, 0, np.random.default_rng(0))
+    edges = list(zip(*found.edge_index.tolist(), found.edge_attr[:, 0].tolist(), strict=True))
+    assert edges == [(0, 1, -1), (0, 1, -3), (0, 2, 0), (1, 0, -2), (1, 2, 0), (2, 0, 0), (2, 1, 0)]
+    for numbers, message in {
+        (-1, 3, 0): "cliques must be at least 0, got -1",
+        (1, 1, 0): "clique_size must be at least 2, got 1",
+        (1, 3, -1): "attributes must be at least 0, got -1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            inject_anomalies(graph, *numbers, np.random.default_rng(1))
     with pytest.raises(ValueError, match="ask for 11 of 5 nodes"):
         inject_anomalies(graph.subgraph(torch.arange(5)), 2, 4, 3, np.random.default_rng(1))
 

@@ -221,9 +221,11 @@ def test_losses():
     found, logits = loss(labels, EnergyTransformerForNodeClassification, class_weight=[1.0, 2.0, 5.0])
     known = labels >= 0
     close(found, F.cross_entropy(logits[known], labels[known], torch.tensor([1.0, 2, 5]).double()))
-    found, _ = loss(torch.full((7,), -100), EnergyTransformerForNodeClassification)
-    assert found == 0
-    found.backward()
+    for head, count in zip(HEADS, (2, 7), strict=True):
+        model = model_of(head)
+        found = model(**vars(graphs), labels=torch.full((count,), -100)).loss
+        found.backward()
+        assert found == 0 and not any(parameter.grad.any() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -274,11 +276,19 @@ def test_labels_are_learned(layout):
         ({"edge_index": torch.tensor([[0], [6]]).expand(2, 11)}, "nodes of different graphs"),
         ({"edge_attr": None}, "edge_attr must be of shape"),
         ({"edge_attr": torch.randn(11, 3)}, "edge_attr must be of shape"),
+        ({"edge_attr": torch.ones(11, 2, dtype=torch.long)}, "edge_attr must be floating-point numbers, got"),
+        ({"batch": torch.arange(7) - 1}, "batch must not be negative, got -1"),
+        (
+            {"batch": torch.full((7,), -1), "edge_index": torch.zeros(2, 0).long(), "edge_attr": torch.zeros(0, 2)},
+            "batch must not be negative, got -1",
+        ),
         ({"batch": torch.zeros(6, dtype=torch.long)}, "batch must be int64 of shape"),
         ({"positions": None}, "positions must be of shape"),
         ({"positions": torch.randn(7, 3)}, "positions must be of shape"),
         ({"edge_type": torch.zeros(11, dtype=torch.long)}, "edge_type and num_relations"),
         ({"labels": torch.tensor([0, 3])}, r"labels must lie in \[0, num_labels\)"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels must be integers of shape \(2,\), got torch.int64 \(3,\)"),
+        ({"labels": torch.tensor([0.5, 1.0])}, r"labels must be of shape \(2, 3\), got \(2,\)"),
         ({"num_steps": -1}, "num_steps must be"),
         ({"output_hidden_states": 9}, "output_hidden_states must be"),
     ],
@@ -323,7 +333,16 @@ def test_relations_have_no_record():
     assert model(**inputs).logits.shape == (4, 3)
     with pytest.raises(ValueError, match="need num_relations=0"):
         model(**inputs, output_energies=True)
-    with pytest.raises(ValueError, match="edge_type must have shape"):
-        model(**inputs | {"edge_type": torch.zeros(3, dtype=torch.long)})
+    mistakes = {
+        r"edge_type must be int64 of shape \(7,\), got torch.int64 \(3,\)": torch.zeros(3, dtype=torch.long),
+        r"edge_type must be int64 of shape \(7,\), got torch.int32 \(7,\)": torch.zeros(7, dtype=torch.int32),
+        r"edge_type must lie in \[0, num_relations\) = \[0, 2\), got 2": torch.arange(7) % 3,
+        r"edge_type must lie in \[0, num_relations\) = \[0, 2\), got -1": torch.arange(7) % 2 - 1,
+    }
+    for message, edge_type in mistakes.items():
+        with pytest.raises(ValueError, match=message):
+            model(**inputs | {"edge_type": edge_type})
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(4,\), got torch.int64 \(2,\)"):
+        model(**inputs, labels=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="classifier_reads_input is for"):
         model_of(EnergyTransformerForGraphClassification, classifier_reads_input=True)

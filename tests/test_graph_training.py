@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ pytest.importorskip("torch_geometric")  # the extra `graphs`
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
+from torch_geometric.data import Data
 from training_runs import ENVIRONMENT, ROOT, log, weights
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -23,7 +25,11 @@ from energy_transformer.graphs.datasets import IGNORED, split_graphs
 from energy_transformer.hub.finished import check_finished
 from energy_transformer.training.graph_arguments import GraphClassificationArguments, NodeClassificationArguments
 from energy_transformer.training.graph_evaluation import inputs_of
-from energy_transformer.training.graph_training import GraphClassificationTraining, NodeClassificationTraining
+from energy_transformer.training.graph_training import (
+    GraphClassificationTraining,
+    GraphSamples,
+    NodeClassificationTraining,
+)
 from energy_transformer.training.parsing import parse_arguments
 from energy_transformer.utils.errors import UserError
 
@@ -141,7 +147,8 @@ def test_figures_of_graphs_are_those_of_the_saved_model(undisturbed):
 def test_figures_of_nodes_are_those_of_the_saved_model(undisturbed):
     results, folder = undisturbed["node"]
     model = AutoModelForTokenClassification.from_pretrained(folder).eval()
-    graphs = split_graphs("mutag_anomalies", None, True, 0.3, 0, 0).held_out[:3]
+    held_out = split_graphs("mutag_anomalies", None, True, 0.3, 0, 0).held_out
+    graphs = [held_out[place] for place in np.random.default_rng(0).permutation(len(held_out))[:3]]
     logits = torch.cat([model(**inputs_of(graph)).logits.detach() for graph in graphs]).double()
     labels = torch.cat([graph.y for graph in graphs])
     logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
@@ -161,6 +168,24 @@ def test_the_loss_of_nodes_counts_each_label_alike_and_no_held_out_node(tmp_path
     torch.testing.assert_close(loss, expected)
 
 
+def test_samples_are_drawn_with_the_seed(tmp_path):
+    words = ["--per_device_train_batch_size=4", "--max_train_samples=12", "--max_eval_samples=5"]
+    training = build("graph", tmp_path, "--seed=3", *words)
+    splits = split_graphs("mutag", None, False, 0.15, 3, 4)
+    parts = (training.train_graphs.graphs, splits.train), (training.held_out_graphs.graphs, splits.held_out)
+    for (found, whole), count in zip(parts, (12, 5), strict=True):
+        drawn = np.random.default_rng(3).permutation(len(whole))[:count]
+        assert len(found) == count and all(torch.equal(found[i].x, whole[drawn[i]].x) for i in range(count))
+
+
+def test_the_fingerprint_of_graphs_is_that_of_their_tensors(tmp_path):
+    training, graph = build("graph", tmp_path), split_graphs("mutag", None, False, 0.15, 0, 0).train[0]
+    named = training.fingerprint(GraphSamples([Data(**graph.to_dict(), smiles="CC")]))  # as molecules are
+    assert named == training.fingerprint(GraphSamples([graph]))
+    graph.x = graph.x + 1
+    assert named != training.fingerprint(GraphSamples([graph]))
+
+
 def test_signs_are_drawn_for_each_graph_and_eigenvector_in_training_alone(tmp_path):
     training = build("graph", tmp_path)
     batch = next(iter(training.train_loader))
@@ -177,6 +202,10 @@ def test_signs_are_drawn_for_each_graph_and_eigenvector_in_training_alone(tmp_pa
 def test_mistakes_are_one_line(tmp_path):
     mistakes = [
         ("graph", [f"--train_dir={tmp_path}"], "holds no mutag_A.txt: it must hold the TU files of dataset_name mutag"),
+        ("graph", [f"--train_dir={tmp_path / 'none'}"], "train_dir: there is no folder .*none"),
+        ("graph", ["--max_train_samples=0"], "max_train_samples must be at least 1, got 0"),
+        ("node", ["--max_eval_samples=-2"], "max_eval_samples must be at least 1, got -2"),
+        ("graph", ["--max_train_samples=1"], "the 1 graphs to train on have one class alone"),
         ("graph", ["--dataset_name=mutag_anomalies"], "has no label of each graph"),
         ("node", ["--dataset_name=mutag"], "has no label of each node"),
         ("graph", ["--label_smoothing=1"], r"label_smoothing must lie in \[0, 1\), got 1.0"),

@@ -223,6 +223,16 @@ def test_a_space_runs_on_what_was_pushed_alone(hub, tmp_path, monkeypatch):
     assert done.stdout.split() == [str(space / "energy_transformer" / "__init__.py"), "12"]
 
 
+def test_hidden_files_of_the_package_are_no_part_of_a_space(tmp_path, monkeypatch):
+    package = tmp_path / "energy_transformer"
+    (package / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("block.py", ".draft.py", ".ipynb_checkpoints/block-checkpoint.py"):
+        (package / name).write_text("")
+    monkeypatch.setattr("energy_transformer.hub.contents.PACKAGE", package)
+    names = {name for name in space_files(ROOT / "spaces") if name.startswith("energy_transformer")}
+    assert names == {"energy_transformer/block.py"}
+
+
 def test_a_space_whose_answer_was_lost_is_committed_once(hub, tmp_path):
     hub.fail("/api/spaces/alice/app/commit/main", method="POST", drop="answer")
     address = push_files(space_files(ROOT / "spaces"), "alice/app", token=hub.token, repo_type="space")

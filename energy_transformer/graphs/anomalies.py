@@ -7,7 +7,7 @@ anomalies in nature: a clique shows in the degrees alone.
 import numpy as np
 import torch
 from torch_geometric.data import Data
-from torch_geometric.utils import coalesce
+from torch_geometric.utils import sort_edge_index
 
 _CANDIDATES = 50  # nodes among which the most unlike one is looked for
 
@@ -22,8 +22,11 @@ def inject_anomalies(
     among 50 drawn ones. New edges have features of 0; those that were there stay as they were.
 
     Raises:
-        ValueError: when there are not so many nodes.
+        ValueError: for a negative number, cliques of fewer than 2 nodes, or when there are not so many nodes.
     """
+    for name, value, least in (("cliques", cliques, 0), ("clique_size", clique_size, 2), ("attributes", attributes, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     wanted = cliques * clique_size + attributes
     if wanted > graph.num_nodes:
         raise ValueError(f"cliques, clique_size and attributes ask for {wanted} of {graph.num_nodes} nodes")
@@ -45,8 +48,10 @@ def _with_cliques(graph: Data, joined: torch.Tensor) -> tuple[torch.Tensor, torc
     size = joined.shape[1]
     first, second = (~torch.eye(size, dtype=torch.bool)).nonzero().T
     new = torch.stack([joined[:, first].flatten(), joined[:, second].flatten()])
+    known, wanted = (source * graph.num_nodes + target for source, target in (graph.edge_index, new))
+    new = new[:, ~torch.isin(wanted, known)]
     edges = torch.cat([graph.edge_index, new], 1)
     values = graph.edge_attr
     if values is not None:
-        values = torch.cat([values, values.new_zeros(new.shape[1], values.shape[1])])
-    return coalesce(edges, values, graph.num_nodes, reduce="max")
+        values = torch.cat([values, values.new_zeros(new.shape[1], *values.shape[1:])])
+    return sort_edge_index(edges, values, graph.num_nodes)

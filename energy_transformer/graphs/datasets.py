@@ -80,7 +80,7 @@ def load_graphs(name: str, folder: str | Path | None = None) -> list[Data] | tup
                 return _plain(train), _plain(held_out)
             return _plain(TUDataset(str(root), name, use_node_attr=True, use_edge_attr=True))
     except Exception as error:  # fsspec, aiohttp, zipfile and PyTorch Geometric have one each
-        near = did_you_mean(name, [*EMBEDDED, *_BENCHMARK])
+        near = did_you_mean(name, [*EMBEDDED, "b3db", *_BENCHMARK])
         raise UserError(
             f"dataset_name {name} could not be downloaded{near}: pass a local copy with --train_dir FOLDER, or "
             f"--dataset_name mutag for the embedded molecules ({first_line(error)})"
@@ -102,6 +102,8 @@ def _without_pickles() -> Iterator[None]:
 
 def _read_tu(name: str, folder: Path) -> list[Data]:
     """TU files of a folder, which stays as it is: PyTorch Geometric writes its own file beside a copy of them."""
+    if not folder.is_dir():
+        raise UserError(f"train_dir: there is no folder {folder}")
     files = sorted(folder.glob(f"{name}_*.txt"))
     if f"{name}_A.txt" not in [file.name for file in files]:
         raise UserError(f"train_dir {folder} holds no {name}_A.txt: it must hold the TU files of dataset_name {name}")
@@ -199,6 +201,8 @@ def with_positions(graph: Data, count: int) -> Data:
     if found and graph.num_edges:
         start = {} if graph.num_nodes < 100 else {"v0": np.random.default_rng(0).random(graph.num_nodes)}
         transform = AddLaplacianEigenvectorPE(found, "positions", is_undirected=True, **start)
+        if found == graph.num_nodes - 1:
+            transform.SPARSE_THRESHOLD = graph.num_nodes + 1  # the sparse solver does not find all eigenvectors
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             positions[:, :found] = transform(Data(edge_index=graph.edge_index, num_nodes=graph.num_nodes)).positions

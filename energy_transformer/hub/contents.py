@@ -51,7 +51,7 @@ def space_files(folder: str | Path) -> dict[str, Path]:
     """The files of a Space with Gradio by their names in its repository.
 
     These are `README.md`, `app.py` and `requirements.txt` of the folder, and this package, so that the Space runs the
-    version that was pushed, and needs no release of it.
+    version that was pushed, and needs no release of it. Hidden files and folders of it stay.
 
     Raises:
         UserError: when one of the folder's is missing, when its `README.md` does not name Gradio, or when a file is a
@@ -66,10 +66,10 @@ def space_files(folder: str | Path) -> dict[str, Path]:
         raise UserError(f"{folder} holds no Space with Gradio: the metadata of its README.md lack `sdk: gradio`")
     files = {name: folder / name for name in _SPACE}
     for path in sorted(PACKAGE.rglob("*")):
-        if path.suffix in _OF_PACKAGE:
-            name = path.relative_to(PACKAGE.parent).as_posix()
-            _refuse_links(path, PACKAGE, name)
-            files[name] = path
+        name = path.relative_to(PACKAGE.parent)
+        if path.suffix in _OF_PACKAGE and not _is_hidden(name):
+            _refuse_links(path, PACKAGE, name.as_posix())
+            files[name.as_posix()] = path
     return files
 
 
@@ -106,10 +106,14 @@ def _files_of_state(state: Path) -> dict[str, Path]:
     files = {}
     for path in sorted(state.rglob("*")):
         name = path.relative_to(state)
-        if not any(part.startswith(".") for part in name.parts) and (path.is_symlink() or path.is_file()):
+        if not _is_hidden(name) and (path.is_symlink() or path.is_file()):
             _refuse_links(path, state, f"{state.name}/{name.as_posix()}")
             files[f"{LAST_CHECKPOINT}/{name.as_posix()}"] = path
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _refuse_links(path: Path, folder: Path, name: str) -> None:

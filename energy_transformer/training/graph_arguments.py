@@ -17,7 +17,8 @@ class GraphArguments(CommonArguments):
 
     dataset_name: str = option(
         "mutag",
-        "'mutag' (188 embedded molecules), 'mutag_anomalies' (for nodes), a data set of the TU collection such as "
+        "'mutag' (188 embedded molecules), 'mutag_anomalies' (for nodes), 'b3db' (7,807 molecules of a "
+        "package of its own), a data set of the TU collection such as "
         "PROTEINS, or CIFAR10, CLUSTER, MNIST or PATTERN.",
         "data",
     )

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Batch, Data
 from transformers.utils import ModelOutput
@@ -21,7 +21,9 @@ from ..inspection.pictures import even_sample
 from ..modeling_energy_transformer_graph import (
     EnergyTransformerForGraphClassification,
     EnergyTransformerForNodeClassification,
+    summed_cross_entropy,
 )
+from ..utils.errors import UserError
 from .finish import Training
 from .graph_arguments import GraphArguments, NodeClassificationArguments
 from .graph_evaluation import collect_logits, graph_figures, inputs_of, linear_accuracy, node_figures
@@ -45,6 +47,13 @@ class GraphSamples(Dataset):
     @staticmethod
     def collate(graphs: list[Data]) -> Batch:
         return Batch.from_data_list(graphs)
+
+
+def _some(graphs: list[Data], count: int | None, seed: int) -> list[Data]:
+    """So many of them, drawn with the seed as images are; all when None."""
+    if count is None or count >= len(graphs):
+        return graphs
+    return [graphs[place] for place in np.random.default_rng(seed).permutation(len(graphs))[:count]]
 
 
 class GraphTraining(Training):
@@ -71,7 +80,8 @@ class GraphTraining(Training):
             config.num_position_features,
         )
         self.names = splits.label_names
-        train, held_out = splits.train[: args.max_train_samples], splits.held_out[: args.max_eval_samples]
+        train = _some(splits.train, args.max_train_samples, args.seed)
+        held_out = _some(splits.held_out, args.max_eval_samples, args.seed)
         config.num_node_features = train[0].num_node_features
         config.num_edge_features = train[0].num_edge_features
         config.id2label = dict(enumerate(self.names))
@@ -81,6 +91,8 @@ class GraphTraining(Training):
         self.train_graphs, self.held_out_graphs = GraphSamples(train), GraphSamples(held_out)
         labels = torch.cat([graph.y for graph in train])
         self.label_counts = labels[labels != IGNORED].bincount(minlength=len(self.names))
+        if (self.label_counts > 0).sum() < 2:
+            raise UserError(f"the {len(train)} graphs to train on have one class alone: raise max_train_samples")
         return self.train_graphs, self.held_out_graphs
 
     def build_loaders(self, train: GraphSamples, held_out: GraphSamples) -> tuple[MapTrainLoader, DataLoader]:
@@ -92,7 +104,7 @@ class GraphTraining(Training):
         checksum = hashlib.sha256()
         for graph in samples.graphs:
             for name, values in sorted(graph.to_dict().items()):
-                if name not in ("number", "positions"):  # of which a library decides the basis
+                if torch.is_tensor(values) and name != "positions":  # of which a library decides the basis
                     checksum.update(values.numpy().tobytes())
         return f"{len(samples)} graphs ({checksum.hexdigest()[:12]})"
 
@@ -168,15 +180,7 @@ class NodeClassificationTraining(GraphTraining):
 
     def forward(self, batch: Batch, draws: Draws, **options) -> ModelOutput:
         outputs = self.model(**inputs_of(batch), **options)
-        weights = self.config.class_weight
-        total = F.cross_entropy(
-            outputs.logits.float(),
-            batch.y,
-            None if weights is None else torch.tensor(weights, device=batch.y.device),
-            ignore_index=IGNORED,
-            label_smoothing=self.config.label_smoothing,
-            reduction="sum",
-        )
+        total, _ = summed_cross_entropy(outputs.logits.float(), batch.y, self.config)
         outputs.loss = total / (batch.num_graphs * self.weight_of_a_graph)
         return outputs
 

@@ -31,6 +31,8 @@ COMMON_RULES: list[Rule] = [
             "gradient_accumulation_steps",
             "global_batch_size",
             "max_train_steps",
+            "max_train_samples",
+            "max_eval_samples",
             "checkpoints_total_limit",
             "num_visual_samples",
             "logging_steps",
