@@ -74,7 +74,7 @@ def undisturbed(tmp_path_factory):
     return {task: (build(task, folder / task).run(), folder / task) for task in TASKS}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["graph", pytest.param("node", marks=pytest.mark.slow)])
 def test_two_processes_give_the_figures_and_weights_of_one(task, undisturbed, tmp_path):
     """Two gloo processes of half the batch: the same signs of the positions, the same loss, the same model."""
     one, folder = undisturbed[task]
