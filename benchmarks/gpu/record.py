@@ -52,7 +52,7 @@ class Run:
         self.write()
         try:
             yield
-        except Exception:
+        except Exception:  # whatever a part fails by, the parts after it are still of use
             found["state"], found["traceback"] = "failed", traceback.format_exc()
         else:
             found["state"] = "failed" if self.has_failed_rows(letter) else "done"
